@@ -1,0 +1,33 @@
+# Every target sets up what it needs. The one requirement is Python 3.11 (and a C++ compiler for NVTabular).
+PYTHON ?= python3.11
+UV_VERSION := 0.13.9
+UV := .venv/uv/bin/uv
+IMAGES := download preprocess train
+export UV_PYTHON_DOWNLOADS := never
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+setup: .venv/pipeline/.ready .venv/preprocess/.ready .venv/train/.ready ## the three environments, one per image
+
+$(UV):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "make: Python 3.11 is needed; set PYTHON=/path/to/python3.11"; exit 2; }
+	@$(PYTHON) -m venv .venv/uv && .venv/uv/bin/pip install --quiet uv==$(UV_VERSION)
+
+# .venv/pipeline is the download image's environment, the other two are named like their image.
+.venv/pipeline/.ready: images/download/requirements.txt
+.venv/preprocess/.ready: images/preprocess/requirements.txt
+.venv/train/.ready: images/train/requirements.txt
+.venv/%/.ready: | $(UV)
+	@echo "setting up .venv/$* from $<"
+	@$(UV) venv --quiet --clear --python $(PYTHON) .venv/$*
+	@$(UV) pip install --quiet --python .venv/$*/bin/python --require-hashes -r $<
+	@touch $@
+
+.venv/%/.tests: .venv/%/.ready tests/requirements.txt
+	@$(UV) pip install --quiet --python .venv/$*/bin/python -r tests/requirements.txt
+	@touch $@
+
+lock: $(UV) ## pin images/*/requirements.txt anew from their requirements.in
+	@for image in $(IMAGES); do $(UV) pip compile --quiet --generate-hashes --no-header --no-annotate \
+		--python-version 3.11 images/$$image/requirements.in -o images/$$image/requirements.txt || exit 1; done

@@ -1,0 +1,1 @@
+"""Verbs: one folder is one pipeline step is one container step."""

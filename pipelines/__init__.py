@@ -1,0 +1,1 @@
+"""The pipeline: compile it, run it here, submit it to a cluster."""

@@ -1,0 +1,1 @@
+"""One paper, one file; the file name is the model name on the command line."""
