@@ -24,10 +24,49 @@ $(UV):
 	@$(UV) pip install --quiet --python .venv/$*/bin/python --require-hashes -r $<
 	@touch $@
 
-.venv/%/.tests: .venv/%/.ready tests/requirements.txt
-	@$(UV) pip install --quiet --python .venv/$*/bin/python -r tests/requirements.txt
+# Test tools come on top and stay out of the images.
+.venv/%/.tests: .venv/%/.ready tests/requirements/%.txt
+	@$(UV) pip install --quiet --python .venv/$*/bin/python -r tests/requirements/$*.txt
 	@touch $@
 
 lock: $(UV) ## pin images/*/requirements.txt anew from their requirements.in
 	@for image in $(IMAGES); do $(UV) pip compile --quiet --generate-hashes --no-header --no-annotate \
 		--python-version 3.11 images/$$image/requirements.in -o images/$$image/requirements.txt || exit 1; done
+
+RUN ?= ncf_synthetic,vae_cf_synthetic
+PARAMS ?=
+HOST ?=
+export RUN PARAMS HOST
+run: setup ## run the compiled pipeline here: make run RUN=name[,name...] PARAMS='key=value ...'
+	@.venv/pipeline/bin/python -m pipelines.local "$$RUN" --params "$$PARAMS"
+
+compile: .venv/pipeline/.ready ## write pipelines/pipeline.yaml; REGISTRY and TAG choose the images
+	@.venv/pipeline/bin/python -m pipelines.pipeline
+
+submit: .venv/pipeline/.ready ## send a run to a cluster: make submit HOST=http://... RUN=name PARAMS='...'
+	@.venv/pipeline/bin/python -m pipelines.submit --host "$$HOST" "$$RUN" --params "$$PARAMS"
+
+test: test-pipeline test-preprocess test-train ## every test, each in the environment it is about
+
+# The folder of a test is the environment that it runs in.
+test-%: setup .venv/%/.tests
+	.venv/$*/bin/python -m pytest tests/$* $(PYTEST)
+
+lint: .venv/pipeline/.ready tests/requirements-lint.txt
+	@$(UV) pip install --quiet --python .venv/pipeline/bin/python -r tests/requirements-lint.txt
+	@touch $@
+
+lint: .venv/pipeline/.tests ## style and types
+	.venv/pipeline/bin/ruff check .
+	.venv/pipeline/bin/ruff format --check .
+	.venv/pipeline/bin/mypy
+
+format: .venv/pipeline/.tests ## mend the style
+	.venv/pipeline/bin/ruff check --fix .
+	.venv/pipeline/bin/ruff format .
+
+clean: ## remove the environments; runs/ stays
+	rm -rf .venv
+
+.PHONY: help setup lock run compile submit test lint format clean
+.DEFAULT_GOAL := help
