@@ -1,0 +1,169 @@
+"""A checkpoint folder: the best model for serving, and the last state for resuming.
+
+::
+
+    model.keras        best network by the validation metric, stock Keras layers
+    config.json        model name, hyperparameters, seed, epoch, dataset digest, versions, git revision
+    feature_spec.yaml  what the ids mean: cardinalities, channels, how the data was split
+    history.json       one entry per epoch
+    last.npz           weights, optimizer state and progress after the last saved step
+
+Every file is replaced by a rename, so a killed step leaves the previous one. Arrays are read without pickle.
+"""
+
+import dataclasses
+import json
+import shutil
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import yaml
+
+from recsys import config as configuration
+from recsys import models
+from recsys.engine import Engine, Tensors
+from recsys.feature_spec import FILE_NAME, FeatureSpec
+from recsys.step import UserError, atomic_write
+
+MODEL, CONFIG, HISTORY, LAST = "model.keras", "config.json", "history.json", "last.npz"
+
+
+@dataclass
+class Progress:
+    """Where a training run stands.
+
+    Attributes:
+        epoch: epochs completed.
+        step_in_epoch: steps done of the next epoch.
+        step: optimizer steps done in all.
+        losses: loss of each step of the unfinished epoch.
+        seconds: training time so far, validation excluded.
+        best: best validation metric so far; ``best_epoch`` is its epoch, 0 for none.
+        history: one dict per completed epoch.
+    """
+
+    epoch: int = 0
+    step_in_epoch: int = 0
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    best: float | None = None
+    best_epoch: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def save_last(folder: Path, engine: Engine, progress: Progress, run: dict[str, Any]) -> None:
+    """Writes ``last.npz``: everything that ``--resume`` needs. ``run`` is what must agree on resuming."""
+    engine.synchronize()
+    arrays = {f"weight/{variable.path}": np.asarray(variable.value) for variable in engine.variables}
+    arrays |= {
+        f"optimizer/{n}": np.asarray(variable.value) for n, variable in enumerate(engine.optimizer.variables)
+    }
+    state = json.dumps({"progress": dataclasses.asdict(progress), "run": run})
+    temporary = folder / f".{LAST}.tmp"
+    with open(temporary, "wb") as stream:
+        np.savez(stream, state=np.frombuffer(state.encode(), np.uint8), **arrays)
+    temporary.replace(folder / LAST)
+
+
+def restore(path: Path, engine: Engine, run: dict[str, Any]) -> Progress:
+    """Puts a saved state back into the engine.
+
+    Raises:
+        UserError: there is none, it cannot be read, or it belongs to another run.
+    """
+    file = path / LAST if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(f"--resume {path}: no {LAST} there; give a checkpoint folder, finished or '.partial'")
+    try:
+        with np.load(file, allow_pickle=False) as saved:
+            state = json.loads(saved["state"].tobytes())
+            arrays = {name: saved[name] for name in saved.files}
+    except (ValueError, OSError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(f"--resume {file}: cannot be read as a saved state: {error}") from None
+    for key, value in run.items():
+        if state["run"].get(key) != value:
+            raise UserError(
+                f"--resume {file}: was saved with {key} {state['run'].get(key)!r}, this run has {value!r}"
+            )
+    for variable in engine.variables:
+        variable.assign(arrays[f"weight/{variable.path}"])
+    for number, variable in enumerate(engine.optimizer.variables):
+        variable.assign(arrays[f"optimizer/{number}"])
+    engine.restore()
+    return Progress(**state["progress"])
+
+
+def save_best(folder: Path, network: keras.Model) -> None:
+    """Writes ``model.keras``."""
+    temporary = folder / f".partial.{MODEL}"
+    network.save(temporary)
+    temporary.replace(folder / MODEL)
+
+
+def copy_best(source: Path, folder: Path) -> None:
+    """Takes the best model of an earlier attempt over, where there is one."""
+    if (source / MODEL).is_file() and source.resolve() != folder.resolve():
+        temporary = folder / f".partial.{MODEL}"
+        shutil.copyfile(source / MODEL, temporary)
+        temporary.replace(folder / MODEL)
+
+
+def describe(
+    folder: Path, model: models.Recommender, name: str, about: dict[str, Any], progress: Progress
+) -> None:
+    """Writes ``config.json``, ``feature_spec.yaml`` and ``history.json``."""
+    content = {"model": name, "hyperparameters": dataclasses.asdict(model.config), **about}
+    atomic_write(folder / CONFIG, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    atomic_write(folder / HISTORY, json.dumps(progress.history, indent=1, allow_nan=False) + "\n")
+    atomic_write(folder / FILE_NAME, yaml.safe_dump(model.spec.as_dict(), sort_keys=False))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A loaded checkpoint on a dataset: ``model`` is the math, ``network`` holds the best weights."""
+
+    model: models.Recommender
+    network: keras.Model
+    about: dict[str, Any]
+
+    def weights(self) -> Tensors:
+        """Weights by name, as the model's functions take them."""
+        return {variable.path: variable.value for variable in self.network.trainable_variables}
+
+
+def load(folder: Path, spec: FeatureSpec) -> Trained:
+    """Loads the best model of a checkpoint for a dataset.
+
+    Raises:
+        UserError: files are missing or broken, or the dataset has other cardinalities than the checkpoint.
+    """
+    missing = [name for name in (CONFIG, FILE_NAME, MODEL) if not (folder / name).is_file()]
+    if missing:
+        raise UserError(f"--checkpoint {folder}: {missing[0]} is missing; give the folder that train wrote")
+    try:
+        about = json.loads((folder / CONFIG).read_text())
+        trained_on = yaml.safe_load((folder / FILE_NAME).read_text())
+        model_class = models.load(about["model"])
+        network = keras.models.load_model(folder / MODEL)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"--checkpoint {folder}: {Path(error.filename).name} is missing; is it a checkpoint?"
+        ) from None
+    except (ValueError, KeyError, zipfile.BadZipFile, yaml.YAMLError) as error:
+        raise UserError(
+            f"--checkpoint {folder}: cannot be read: {' '.join(str(error).split())[:200]}"
+        ) from None
+    for channel in ("user", "item"):
+        here = spec.cardinality(channel)
+        there = trained_on["feature_spec"][trained_on["channel_spec"][channel][0]]["cardinality"]
+        if here != there:
+            raise UserError(
+                f"--checkpoint {folder}: was trained with {there} {channel}s, {spec.folder} has {here}"
+            )
+    parsed = configuration.from_json(model_class.Config, about["hyperparameters"], str(folder / CONFIG))
+    return Trained(model_class(parsed, spec), network, about)
