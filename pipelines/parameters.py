@@ -116,14 +116,7 @@ def _assign(values: dict[str, Any], word: str, specs: Mapping[str, Any]) -> None
         value = text if kind == "STRING" else yaml.load(text, _Loader)
     except yaml.YAMLError:
         raise UserError(f"PARAMS: {word!r}: the value is not valid YAML") from None
-    values[name] = _checked(
-        "PARAMS", name, kind, {**values.get(name, {}), **_nested(entry, value)} if dot else value
-    )
-
-
-def _nested(entry: str, value: Any) -> dict[str, Any]:
-    first, dot, rest = entry.partition(".")
-    return {first: _nested(rest, value) if dot else value}
+    values[name] = _checked("PARAMS", name, kind, {**values.get(name, {}), entry: value} if dot else value)
 
 
 def _spec(specs: Mapping[str, Any], name: Any, where: str) -> Mapping[str, Any]:

@@ -8,6 +8,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -20,6 +21,10 @@ from types import FrameType
 from typing import IO, Any
 
 from recsys.step import USER_MISTAKE, UserError
+
+
+# What TensorFlow's C++ says on stderr whatever its log level; it stays in log.txt.
+NOISE = re.compile(r"[IW]\d{4} \d\d:|I0000 |WARNING: All log messages before absl")
 
 
 class StepFailedError(Exception):
@@ -142,7 +147,7 @@ class StepProcesses:
                     continue
                 log_file.write(text + "\n")
                 log_file.flush()
-                if text:
+                if text and not NOISE.match(text):
                     last = text
                     self._say(step, text, "|")
         except OSError:  # disk full, or nobody reads our output any more: do not leave the step waiting

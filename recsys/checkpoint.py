@@ -107,7 +107,10 @@ def save_best(folder: Path, network: keras.Model) -> None:
 
 def copy_best(source: Path, folder: Path) -> None:
     """Takes the best model of an earlier attempt over, where there is one."""
-    if (source / MODEL).is_file() and source.resolve() != folder.resolve():
+    if source.resolve() == folder.resolve():
+        return
+    (folder / MODEL).unlink(missing_ok=True)
+    if (source / MODEL).is_file():
         temporary = folder / f".partial.{MODEL}"
         shutil.copyfile(source / MODEL, temporary)
         temporary.replace(folder / MODEL)
@@ -148,7 +151,7 @@ def load(folder: Path, spec: FeatureSpec) -> Trained:
     try:
         about = json.loads((folder / CONFIG).read_text())
         trained_on = yaml.safe_load((folder / FILE_NAME).read_text())
-        model_class = models.load(about["model"])
+        module = models.load(about["model"])
         network = keras.models.load_model(folder / MODEL)
     except FileNotFoundError as error:
         raise UserError(
@@ -165,5 +168,5 @@ def load(folder: Path, spec: FeatureSpec) -> Trained:
             raise UserError(
                 f"--checkpoint {folder}: was trained with {there} {channel}s, {spec.folder} has {here}"
             )
-    parsed = configuration.from_json(model_class.Config, about["hyperparameters"], str(folder / CONFIG))
-    return Trained(model_class(parsed, spec), network, about)
+    parsed: Any = configuration.from_json(module.Config, about["hyperparameters"], str(folder / CONFIG))
+    return Trained(module.Model(parsed, spec), network, about)

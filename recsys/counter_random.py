@@ -18,7 +18,7 @@ _MULTIPLIER_2 = np.int32(-2073452917)  # 0x846CA68B
 _POSITIVE = np.int32(0x7FFFFFFF)
 
 
-def step_seed(seed: int, step: int) -> np.ndarray:
+def step_seed(seed: int, step: int) -> np.int32:
     """The int32 seed of one training step, mixed on the host from the run's seed and the step number."""
     state = np.random.SeedSequence([seed, step]).generate_state(1, np.uint32)
     return state.view(np.int32)[0]

@@ -7,8 +7,9 @@ A model is written as pure functions on named weights (see :mod:`recsys.models`)
    cache, with the gradients summed,
 3. *update*: one Adam step on all variables.
 
-On TensorFlow, 2 and 3 are compiled by XLA and 1 is not: XLA's CPU scatter is a serial loop (measured: 0.27 s of
-a VAE-CF step of 1.17 s, where TensorFlow's own kernels take 0.06 s). JAX compiles the whole step; PyTorch runs it eagerly.
+On TensorFlow, XLA compiles 2 and 3 but not 1: its scatter on a CPU is a serial loop (measured: 0.27 s of a
+VAE-CF step of 1.17 s, where TensorFlow's own kernels take 0.06 s). JAX compiles the whole step; PyTorch runs
+it eagerly.
 """
 
 from collections.abc import Callable, Mapping

@@ -19,6 +19,7 @@ import argparse
 import json
 import logging
 import math
+import numbers
 import os
 import shutil
 import sys
@@ -46,12 +47,25 @@ def atomic_write(path: str | Path, content: str | bytes) -> None:
 
 
 def finite(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries whose value strict JSON can carry: NaN and infinities are left out."""
-    return {
-        key: value
-        for key, value in values.items()
-        if not (isinstance(value, float) and not math.isfinite(value))
-    }
+    """The values as strict JSON can carry them.
+
+    Numbers become Python's own (also NumPy's scalars). An entry that is NaN or infinite is left out; inside
+    a list it becomes ``None``, so that the other places keep their meaning.
+    """
+    plain = {key: _plain(value) for key, value in values.items()}
+    return {key: value for key, value in plain.items() if value is not None or values[key] is None}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return finite(value)
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        return float(value) if math.isfinite(value) else None
+    return value
 
 
 def boolean(text: str) -> bool:
@@ -98,7 +112,7 @@ class Step:
         )
         self.parser.add_argument("--executor_input", type=json_object, default="", help="set by Kubeflow")
         self._inputs: list[str] = []
-        self._outputs: dict[str, str] = {}
+        self._outputs: list[str] = []
 
     def input(self, flag: str, help: str) -> None:
         """Declares an input artifact: a local path that must exist."""
@@ -108,7 +122,7 @@ class Step:
     def output(self, flag: str, help: str) -> None:
         """Declares an output artifact: a path that the step must fill."""
         self.parser.add_argument(f"--{flag}", required=True, type=Path, help=help)
-        self._outputs[flag] = flag
+        self._outputs.append(flag)
 
     def parameter(
         self, flag: str, type: Callable[[str], Any] = str, default: Any = None, help: str = "", **options: Any
@@ -145,7 +159,7 @@ class Step:
             work(arguments, outputs)
             outputs.publish()
         except UserError as error:
-            print(f"{self.parser.prog}: {error}", file=sys.stderr, flush=True)
+            print(f"{self.parser.prog}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
             return USER_MISTAKE
         finally:
             outputs.discard()
@@ -162,7 +176,7 @@ class Outputs:
 
     def __init__(self, paths: Mapping[str, Path], executor_input: Mapping[str, Any] | None = None):
         self.paths = {name: Path(path) for name, path in paths.items()}
-        self._executor = (executor_input or {}).get("outputs", {})
+        self._executor = (executor_input or {}).get("outputs") or {}
         self._metadata: dict[str, dict[str, Any]] = {name: {} for name in self.paths}
         self._kept: set[str] = set()
 
@@ -201,16 +215,17 @@ class Outputs:
         """Renames every staged output to its final path, then writes the executor-output JSON.
 
         Raises:
-            RuntimeError: an output that the step promised was not written.
+            RuntimeError: an output that the step promised was not written, or is an empty folder.
         """
-        missing = [name for name in self.paths if not self.staging(name).exists()]
+        missing = [name for name in self.paths if not _filled(self.staging(name))]
         if missing:
             raise RuntimeError(f"the step ended without writing its outputs: {', '.join(missing)}")
+        executor_output = json.dumps(self._executor_output(), allow_nan=False)
         for name, path in self.paths.items():
             _remove(path)
             os.replace(self.staging(name), path)
         if self._executor.get("outputFile"):
-            atomic_write(self._executor["outputFile"], json.dumps(self._executor_output(), allow_nan=False))
+            atomic_write(self._executor["outputFile"], executor_output)
 
     def discard(self) -> None:
         """Removes what was staged and not published, except folders kept for resuming."""
@@ -229,6 +244,11 @@ class Outputs:
                     "artifacts": [{**kept, "metadata": {**given.get("metadata", {}), **metadata}}]
                 }
         return {"artifacts": artifacts}
+
+
+def _filled(path: Path) -> bool:
+    """Whether there is something to publish; Kubeflow uploads nothing for an empty folder."""
+    return any(path.iterdir()) if path.is_dir() else path.exists()
 
 
 def _remove(path: Path) -> None:

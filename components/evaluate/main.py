@@ -1,15 +1,9 @@
 """Evaluate: a checkpoint and a held-out split -> the paper's metrics, beside those of popularity."""
 
-import argparse
-import logging
 import os
 import sys
-import time
-from dataclasses import dataclass
 
-from recsys.step import Outputs, Step, UserError, json_object
-
-log = logging.getLogger(__name__)
+from recsys.step import Step, json_object
 
 STEP = Step("evaluate", "Computes the metrics of a checkpoint on held-out data.")
 STEP.input("dataset", "folder with feature_spec.yaml")
@@ -19,74 +13,13 @@ STEP.output("metrics", "the metrics, and those of a popularity ranking")
 STEP.output("report", "the same as a Markdown table")
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """Options of the step.
-
-    Attributes:
-        mapping: ``test`` or ``validation``.
-        batch_size: users scored at once; it cannot change a metric.
-    """
-
-    mapping: str = "test"
-    batch_size: int = 1000
-
-    def __post_init__(self) -> None:
-        if self.mapping not in ("test", "validation"):
-            raise UserError(f"--options: mapping must be test or validation, not {self.mapping!r}")
-        if self.batch_size < 1:
-            raise UserError(f"--options: batch_size must be at least 1, not {self.batch_size}")
-
-
-def evaluate(arguments: argparse.Namespace, outputs: Outputs) -> None:
-    """Scores the whole held-out mapping and writes metrics and report."""
-    from recsys import checkpoint, config, engine
-    from recsys.feature_spec import FeatureSpec
-
-    options = config.from_json(Evaluation, arguments.options, "--options")
-    spec = FeatureSpec.read(arguments.dataset)
-    trained = checkpoint.load(arguments.checkpoint, spec)
-    compile = engine.compiler(trained.model.config.xla)
-    start = time.perf_counter()
-    values = trained.model.evaluate(compile, trained.weights(), options.mapping, options.batch_size)
-    seconds = time.perf_counter() - start
-    popularity = trained.model.popularity(options.mapping)
-    for name, value in values.items():
-        log.info("%s %.4f (popularity %.4f)", name, value, popularity[name])
-    outputs.metrics(
-        "metrics",
-        {
-            **values,
-            **{f"popularity_{name}": value for name, value in popularity.items()},
-            "seconds": round(seconds, 3),
-        },
-    )
-    outputs.file("report").write_text(_report(trained, spec, options, values, popularity))
-
-
-def _report(trained, spec, options, values, popularity) -> str:
-    about = trained.about
-    rows = [f"| {name} | {value:.4f} | {popularity[name]:.4f} |" for name, value in values.items()]
-    lines = [
-        f"# {about['model']} on {spec.metadata.get('dataset', 'a dataset')}, {options.mapping} split",
-        "",
-        "| metric | model | popularity |",
-        "|---|---|---|",
-        *rows,
-        "",
-        f"Checkpoint: epoch {about['epoch']}, chosen by validation {about['metric']} {about['value']:.4f}; "
-        f"seed {about['seed']}, git revision {about['git_revision']}.",
-    ]
-    if trained.about["dataset_sha256"] != spec.digest():
-        lines += ["", "The checkpoint was trained on other data than this (the SHA-256 digests differ)."]
-    if spec.source_spec.get("validation") == spec.source_spec.get("test") and "test" in spec.source_spec:
-        lines += ["", "The best epoch was chosen on the test users, as the published references do."]
-    return "\n".join(lines) + "\n"
-
-
 def main(argv: list[str] | None = None) -> int:
     """Runs the step."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    STEP.parser.parse_args(argv)  # a wrong flag is told before TensorFlow takes its seconds
+
+    from components.evaluate.evaluation import evaluate
+
     return STEP.run(evaluate, argv)
 
 

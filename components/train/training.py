@@ -22,7 +22,7 @@ from recsys.checkpoint import Progress
 from recsys.engine import Engine, compiler, create_engine
 from recsys.feature_spec import FeatureSpec
 from recsys.input_pipeline import epoch_batches, steps_per_epoch
-from recsys.step import Outputs
+from recsys.step import Outputs, UserError
 
 log = logging.getLogger(__name__)
 LOSS_CHECK_STEPS = 50  # how many losses may wait on the device before one look at all of them
@@ -49,10 +49,12 @@ class Stopped(Exception):
 def train(arguments: argparse.Namespace, outputs: Outputs) -> None:
     """Trains, keeps the best checkpoint by the validation metric, and reports."""
     # Data and model.
-    model_class = models.load(arguments.model)
-    hyperparameters = config.from_json(model_class.Config, arguments.hyperparameters, "--hyperparameters")
+    if arguments.seed < 0:
+        raise UserError(f"--seed must be 0 or more, not {arguments.seed}")
+    module = models.load(arguments.model)
+    hyperparameters: Any = config.from_json(module.Config, arguments.hyperparameters, "--hyperparameters")
     spec = FeatureSpec.read(arguments.dataset)
-    model = model_class(hyperparameters, spec)
+    model = module.Model(hyperparameters, spec)
     # A dataset that cannot be validated fails here, before the first epoch and not after it.
     log.info("popularity on the validation data: %s", model.popularity("validation"))
     network = model.network(arguments.seed)
@@ -179,6 +181,7 @@ class Run:
 
         def note(number, frame):
             self.signal = number
+            signal.signal(number, signal.SIG_DFL)  # the second one ends the process at once
 
         previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -235,11 +238,11 @@ class Run:
             log.info("epoch %d/%d  %s", self.progress.epoch, self.config.epochs, text)
 
 
-def summarize(model: models.Recommender, progress: Progress) -> dict[str, float]:
+def summarize(model: models.Recommender, progress: Progress) -> dict[str, Any]:
     """The scalars that the dashboard shows of a run."""
     rates = [entry[f"{model.unit}_per_second"] for entry in progress.history]
     steady = rates[1:] or rates  # the first epoch holds the compilation
-    summary = {
+    summary: dict[str, Any] = {
         f"validation_{model.metric}": progress.best,
         "best_epoch": progress.best_epoch,
         "epochs": progress.epoch,

@@ -1,6 +1,6 @@
 """One paper, one file; the file name is the model name on the command line.
 
-A file holds a ``Config`` (the reference's hyperparameters) and a class ``Model`` that does what
+A file holds a dataclass ``Config`` (the reference's hyperparameters) and a class ``Model`` that does what
 :class:`Recommender` lists. Training, evaluation and benchmark find it by name: adding a model is adding a
 file here, and its defaults for preparing data in ``components/preprocess``.
 """
@@ -8,7 +8,8 @@ file here, and its defaults for preparing data in ``components/preprocess``.
 import importlib
 import pkgutil
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -29,8 +30,8 @@ class Recommender(Protocol):
     """The training math of one paper, as pure functions of named weights; ``keras.ops`` only.
 
     Attributes:
-        Config: the dataclass of its hyperparameters.
         config: the resolved hyperparameters.
+        spec: the dataset.
         metric: the validation metric that chooses the best checkpoint; larger is better.
         inference_batch_sizes: batch sizes of the reference's inference benchmark.
         unit: what throughput counts ("samples", "users").
@@ -41,8 +42,8 @@ class Recommender(Protocol):
         micro_batch: rows that run through :meth:`loss` at once; 0 for all.
     """
 
-    Config: ClassVar[type]
     config: Any
+    spec: "FeatureSpec"
     metric: str
     inference_batch_sizes: tuple[int, ...]
     unit: str
@@ -60,7 +61,7 @@ class Recommender(Protocol):
     def training_arrays(self) -> dict[str, np.ndarray]:
         """The training data, as arrays that stay on the device."""
 
-    def batch(self, batch: "Batch", seed: np.ndarray, step: int) -> dict[str, np.ndarray]:
+    def batch(self, batch: "Batch", seed: np.int32, step: int) -> dict[str, Any]:
         """What one step receives from the host: indices, weights and scalars."""
 
     def lookup(
@@ -91,12 +92,12 @@ def available() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
-def load(name: str) -> type[Recommender]:
-    """The ``Model`` class of the file ``name``.
+def load(name: str) -> ModuleType:
+    """The file ``name``; ask it for ``Config`` and ``Model``.
 
     Raises:
         UserError: there is no such file.
     """
     if name not in available():
         raise UserError(f"--model {name!r} is not known; allowed: {', '.join(available())}")
-    return importlib.import_module(f"recsys.models.{name}").Model
+    return importlib.import_module(f"recsys.models.{name}")

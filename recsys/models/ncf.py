@@ -87,7 +87,6 @@ class Series:
 class Model:
     """Training math of NeuMF on one dataset; see :class:`recsys.models.Recommender`."""
 
-    Config = Config
     unit = "samples"
     inference_batch_sizes = (1, 64, 1024, 4096, 16384, 65536, 262144, 1048576)
     tables = TABLES + PROJECTION
@@ -155,7 +154,7 @@ class Model:
             arrays |= {"known_start": known.indptr, "known_item": known.items}
         return arrays
 
-    def batch(self, batch: Batch, seed: np.ndarray, step: int) -> dict[str, np.ndarray]:
+    def batch(self, batch: Batch, seed: np.int32, step: int) -> dict[str, Any]:
         """Indices of positives, their weights and counters; 4 to 12 bytes an example."""
         return {
             "index": batch.index,

@@ -11,6 +11,7 @@ The hyperparameters and the evaluation follow NVIDIA's TensorFlow reference. Wha
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
@@ -71,7 +72,6 @@ class Config(TrainingConfig):
 class Model:
     """Training math of Mult-VAE on one dataset; see :class:`recsys.models.Recommender`."""
 
-    Config = Config
     unit = "users"
     inference_batch_sizes = (1, 10, 100, 1000)
     tables = ("encoder_0/kernel",)
@@ -110,9 +110,10 @@ class Model:
         return Csr.from_pairs(row, item, len(users))
 
     def network(self, seed: int) -> keras.Model:
-        """The autoencoder of stock layers, for serving: input ``items``, float32 (batch, items), 1 where the
-        user has the item; outputs ``logits`` (batch, items) from the mean code, and ``code`` (batch, 2 * latent):
-        mean, then log-variance.
+        """The autoencoder of stock layers, for serving.
+
+        Input ``items``, float32 (batch, items), is 1 where the user has the item. Outputs are ``logits``
+        (batch, items) from the mean code, and ``code`` (batch, 2 * latent): mean, then log-variance.
 
         Kernels start Glorot uniform, biases truncated normal with deviation 0.001, as in the paper's code.
         """
@@ -142,7 +143,7 @@ class Model:
         """Items of the training users (CSR)."""
         return {"start": self._train.indptr, "item": self._train.items}
 
-    def batch(self, batch: Batch, seed: np.ndarray, step: int) -> dict[str, np.ndarray]:
+    def batch(self, batch: Batch, seed: np.int32, step: int) -> dict[str, Any]:
         """Users, their weights and counters, and one slot for each of their interactions.
 
         The number of slots fixes the shapes of a compiled step, so it grows in few, generous steps.
@@ -297,11 +298,7 @@ class Model:
         """Recommends to ``batch_size`` users with 10 random items each, as the reference does; counts users."""
         generator = np.random.default_rng(0)
         count = min(10, self.items)
-        item = (
-            np.argsort(generator.random((batch_size, self.items)), axis=1)[:, :count]
-            if batch_size < 64
-            else (generator.integers(0, self.items, (batch_size, count)))
-        )
+        item = np.stack([generator.choice(self.items, count, replace=False) for _ in range(batch_size)])
         start = np.arange(0, (batch_size + 1) * count, count, dtype=np.int32)
         arrays = {
             "start": ops.convert_to_tensor(start),

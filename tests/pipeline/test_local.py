@@ -162,7 +162,7 @@ def test_steps_get_the_parameters_as_they_were_given(run):
         "first",
         "hyperparameters.learning_rate=1e-3",
         "hyperparameters={epochs: 3, hidden: [600, 200], target: 1.0, name: null}",
-        "hyperparameters.nested.key=true",
+        "hyperparameters.flag=true",
         "source=data/my ratings.zip",
         "seed=11",
     )
@@ -172,7 +172,7 @@ def test_steps_get_the_parameters_as_they_were_given(run):
         "hidden": [600, 200],
         "target": 1.0,
         "name": None,
-        "nested": {"key": True},
+        "flag": True,
     }
     assert (train["model"], train["seed"], train["resume"]) == ("ncf", 11, "")
     assert train["dataset"] == str(folder / "preprocess" / "dataset")

@@ -47,8 +47,12 @@ def test_dropout_drops_the_rate_and_keeps_the_mean(rate, units):
 
 
 def test_a_row_keeps_its_mask_wherever_it_stands():
-    whole = np.asarray(counter_random.dropout(ops.ones((10, 64)), np.arange(10, dtype=np.int32), np.int32(5), 1, 0.5))
-    part = np.asarray(counter_random.dropout(ops.ones((3, 64)), np.array([7, 2, 9], np.int32), np.int32(5), 1, 0.5))
+    whole = np.asarray(
+        counter_random.dropout(ops.ones((10, 64)), np.arange(10, dtype=np.int32), np.int32(5), 1, 0.5)
+    )
+    part = np.asarray(
+        counter_random.dropout(ops.ones((3, 64)), np.array([7, 2, 9], np.int32), np.int32(5), 1, 0.5)
+    )
     assert np.array_equal(part, whole[[7, 2, 9]])
 
 

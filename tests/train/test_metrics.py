@@ -64,7 +64,16 @@ def test_held_out_metrics_on_the_references_toy():
 
 
 def test_the_ideal_is_truncated_at_k_and_users_without_items_do_not_count():
-    joined = HeldOut.join([TopK(np.array([[9.0, 8.0], [1.0, 0.0]]), np.array([1, 1]), np.zeros(3, int), np.array([9.0, 8.0, 1.0]))])
+    joined = HeldOut.join(
+        [
+            TopK(
+                np.array([[9.0, 8.0], [1.0, 0.0]]),
+                np.array([1, 1]),
+                np.zeros(3, int),
+                np.array([9.0, 8.0, 1.0]),
+            )
+        ]
+    )
     assert joined.users == 1
     assert joined.ndcg(2) == pytest.approx(1.0)
     assert joined.recall(2) == pytest.approx(1.0)

@@ -44,7 +44,10 @@ def plain_loss_and_gradients(model, network, engine, batch):
         entropy = tf.nn.sigmoid_cross_entropy_with_logits(label.ravel(), logits[:, 0])
         loss = tf.reduce_sum(entropy * weight.ravel()) * batch["scale"]
     gradients = tape.gradient(loss, network.trainable_variables)
-    return float(loss), {v.path: tf.convert_to_tensor(g).numpy() for v, g in zip(network.trainable_variables, gradients, strict=True)}
+    return float(loss), {
+        v.path: tf.convert_to_tensor(g).numpy()
+        for v, g in zip(network.trainable_variables, gradients, strict=True)
+    }
 
 
 @pytest.mark.parametrize(
@@ -72,7 +75,9 @@ def test_dropout_acts_in_training_and_not_in_scoring(ncf_dataset):
         keras.utils.set_random_seed(1)
         for variable in network.trainable_variables:
             variable.assign(keras.random.normal(variable.shape, stddev=0.3))
-        loss, _ = engine.gradients(engine.weights(), engine.arrays, engine.put(first_batch(model)), tf.constant(1.0))
+        loss, _ = engine.gradients(
+            engine.weights(), engine.arrays, engine.put(first_batch(model)), tf.constant(1.0)
+        )
         losses[rate] = float(loss)
         user, item = np.array([1, 2], np.int32), np.array([[3], [4]], np.int32)
         plain = network({"user": user, "item": item[:, 0]}).numpy()
@@ -111,10 +116,22 @@ def test_unverified_negatives_are_drawn_from_all_items(ncf_dataset):
 
 
 def test_a_user_who_knows_every_item_trains_without_negatives(tmp_path):
-    everything = {"user": np.zeros(120, np.int32), "item": np.arange(120, dtype=np.int32), "label": np.ones(120, np.float32)}
-    other = {"user": np.array([1], np.int32), "item": np.array([4], np.int32), "label": np.ones(1, np.float32)}
+    everything = {
+        "user": np.zeros(120, np.int32),
+        "item": np.arange(120, dtype=np.int32),
+        "label": np.ones(120, np.float32),
+    }
+    other = {
+        "user": np.array([1], np.int32),
+        "item": np.array([4], np.int32),
+        "label": np.ones(1, np.float32),
+    }
     train = {name: np.concatenate([everything[name], other[name]]) for name in other}
-    series = {"user": np.array([1, 1], np.int32), "item": np.array([2, 3], np.int32), "label": np.array([1, 0], np.float32)}
+    series = {
+        "user": np.array([1, 1], np.int32),
+        "item": np.array([2, 3], np.int32),
+        "label": np.array([1, 0], np.float32),
+    }
     mappings = {"train": train, "validation": series, "test": series}
     write_dataset(tmp_path / "d", mappings, ("user", "item", "label"), {"test_samples_per_series": 2})
     model, _, engine = build(tmp_path / "d", verify_negatives=True, topk=1)
@@ -126,7 +143,9 @@ def test_evaluation_equals_a_slow_ranking_by_hand_for_every_batch_size(ncf_datas
     for variable in network.trainable_variables:
         variable.assign(np.random.default_rng(len(variable.path)).normal(0, 0.3, variable.shape))
     table = pq.read_table(ncf_dataset / "validation.parquet").to_pydict()
-    scores = network({"user": np.array(table["user"], np.int32), "item": np.array(table["item"], np.int32)}).numpy()[:, 0]
+    scores = network(
+        {"user": np.array(table["user"], np.int32), "item": np.array(table["item"], np.int32)}
+    ).numpy()[:, 0]
     hits, gains, users = 0, 0.0, 0
     rows = list(zip(table["user"], table["item"], table["label"], scores, strict=True))
     for _, series in itertools.groupby(rows, key=lambda row: row[0]):
@@ -178,7 +197,16 @@ def test_wrong_hyperparameters_are_one_line(ncf_dataset, change, message):
 
 
 def test_series_with_two_positives_are_refused(tmp_path):
-    train = {"user": np.zeros(2, np.int32), "item": np.arange(2, dtype=np.int32), "label": np.ones(2, np.float32)}
-    write_dataset(tmp_path, {"train": train, "validation": train, "test": train}, ("user", "item", "label"), {"test_samples_per_series": 2})
+    train = {
+        "user": np.zeros(2, np.int32),
+        "item": np.arange(2, dtype=np.int32),
+        "label": np.ones(2, np.float32),
+    }
+    write_dataset(
+        tmp_path,
+        {"train": train, "validation": train, "test": train},
+        ("user", "item", "label"),
+        {"test_samples_per_series": 2},
+    )
     with pytest.raises(UserError, match="exactly one row with label 1"):
         Model(Config(**SMALL, topk=1), FeatureSpec.read(tmp_path)).popularity("test")

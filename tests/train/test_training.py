@@ -26,7 +26,12 @@ def command(step, folder: Path, **flags):
     }[step]
     flags = {key: json.dumps(value) if isinstance(value, dict) else value for key, value in flags.items()}
     flags |= {name: folder / name for name in outputs}
-    return [sys.executable, "-m", f"components.{step}.main", *(str(x) for k, v in flags.items() for x in (f"--{k}", v))]
+    return [
+        sys.executable,
+        "-m",
+        f"components.{step}.main",
+        *(str(x) for k, v in flags.items() for x in (f"--{k}", v)),
+    ]
 
 
 def run(step, folder, environment=None, **flags):
@@ -42,7 +47,15 @@ def run(step, folder, environment=None, **flags):
 
 def train_ncf(folder, dataset, **changes):
     resume = changes.pop("resume", "")
-    return run("train", folder, dataset=dataset, model="ncf", hyperparameters={**NCF, **changes}, seed=3, resume=resume)
+    return run(
+        "train",
+        folder,
+        dataset=dataset,
+        model="ncf",
+        hyperparameters={**NCF, **changes},
+        seed=3,
+        resume=resume,
+    )
 
 
 def weights(folder: Path) -> dict[str, np.ndarray]:
@@ -72,7 +85,13 @@ def test_train_then_evaluate_then_benchmark(unbroken, ncf_dataset, tmp_path):
     assert "<svg" in (unbroken / "learning_curve").read_text()
 
     for size in (1000, 13):
-        done = run("evaluate", tmp_path, dataset=ncf_dataset, checkpoint=unbroken / "checkpoint", options={"batch_size": size})
+        done = run(
+            "evaluate",
+            tmp_path,
+            dataset=ncf_dataset,
+            checkpoint=unbroken / "checkpoint",
+            options={"batch_size": size},
+        )
         assert done.returncode == 0, done.stderr
         metrics = json.loads((tmp_path / "metrics").read_text())
         assert metrics["hr@10"] == pytest.approx(history["validation_hr@10"], abs=1e-12)
@@ -83,7 +102,9 @@ def test_train_then_evaluate_then_benchmark(unbroken, ncf_dataset, tmp_path):
     assert done.returncode == 0, done.stderr
     throughput = json.loads((tmp_path / "throughput").read_text())
     assert throughput["train_samples_per_second_best"] >= throughput["train_samples_per_second_mean"] > 0
-    assert throughput["inference_latency_ms_p99_batch_1"] >= throughput["inference_latency_ms_p50_batch_1"] > 0
+    assert (
+        throughput["inference_latency_ms_p99_batch_1"] >= throughput["inference_latency_ms_p50_batch_1"] > 0
+    )
     assert 0 < throughput["share_of_matrix_product_rate"] < 1
     assert throughput["peak_memory_mb"] > 50
 
@@ -117,7 +138,11 @@ def test_a_signal_saves_a_resumable_state_and_says_how_to_continue(ncf_dataset, 
     flags = {"dataset": ncf_dataset, "model": "ncf", "seed": 3, "resume": ""}
     flags["hyperparameters"] = {**NCF, "epochs": 100_000}
     process = subprocess.Popen(
-        command("train", tmp_path, **flags), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command("train", tmp_path, **flags),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     for line in process.stdout:
         if "epoch 1/" in line:
@@ -136,7 +161,9 @@ def test_vae_cf_trains_and_evaluates_and_a_finished_run_can_go_on(vae_dataset, t
     flags = {"dataset": vae_dataset, "model": "vae_cf", "seed": 1}
     done = run("train", tmp_path, **flags, hyperparameters=VAE, resume="")
     assert done.returncode == 0, done.stderr
-    done = run("train", tmp_path, **flags, hyperparameters={**VAE, "epochs": 30}, resume=tmp_path / "checkpoint")
+    done = run(
+        "train", tmp_path, **flags, hyperparameters={**VAE, "epochs": 30}, resume=tmp_path / "checkpoint"
+    )
     assert done.returncode == 0, done.stderr
     history = json.loads((tmp_path / "checkpoint" / "history.json").read_text())
     assert [entry["epoch"] for entry in history] == list(range(1, 31))

@@ -1,4 +1,4 @@
-"""Mult-VAE: the sparse algebra equals the dense formulas of the paper, evaluation is exact, structure is found."""
+"""Mult-VAE: the sparse algebra equals the paper's dense formulas, evaluation is exact, structure is found."""
 
 import keras
 import numpy as np
@@ -45,7 +45,9 @@ def dense_loss(model, network, engine, batch):
         divergence *= batch["weight"]
         loss = tf.reduce_sum(batch["anneal"] * divergence - log_likelihood) * batch["scale"]
     gradients = tape.gradient(loss, network.trainable_variables)
-    return float(loss), {v.path: g.numpy() for v, g in zip(network.trainable_variables, gradients, strict=True)}
+    return float(loss), {
+        v.path: g.numpy() for v, g in zip(network.trainable_variables, gradients, strict=True)
+    }
 
 
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
@@ -56,7 +58,9 @@ def test_loss_and_gradients_equal_the_dense_formulas(vae_dataset, activation, hi
     for number in (0, len(full) - 1):  # the last batch is filled up with examples of weight 0
         batch = model.batch(full[number], np.int32(5), 7)
         assert batch["anneal"] == pytest.approx(0.07)
-        loss, gradients = engine.gradients(engine.weights(), engine.arrays, engine.put(batch), tf.constant(1.0))
+        loss, gradients = engine.gradients(
+            engine.weights(), engine.arrays, engine.put(batch), tf.constant(1.0)
+        )
         expected_loss, expected = dense_loss(model, network, engine, batch)
         assert float(loss) == pytest.approx(expected_loss, rel=1e-5)
         for name, value in expected.items():

@@ -1,0 +1,144 @@
+"""Chunks: columns of a dataset stored as Parquet or headerless csv, read and checked value by value."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.fs
+import pyarrow.parquet as pq
+
+from recsys.step import UserError
+
+CHUNK_TYPES = ("parquet", "csv")
+DTYPES = ("int8", "int16", "int32", "int64", "float32", "float64")
+SCHEMES = ("file", "gs", "s3")
+
+_ARROW = {dtype: pa.type_for_alias(dtype) for dtype in DTYPES}
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Columns ``features`` of one mapping, stored as ``type`` in ``files`` (rows in file order)."""
+
+    type: str
+    features: tuple[str, ...]
+    files: tuple[str, ...]
+
+    def read(
+        self, folder: Path, wanted: Mapping[str, Mapping[str, Any]]
+    ) -> tuple[dict[str, np.ndarray], int]:
+        """Reads some of the chunk's columns.
+
+        Args:
+            folder: what relative file names are relative to.
+            wanted: feature name to its properties in ``feature_spec``.
+
+        Returns:
+            feature name to an array of shape (rows,), and the number of rows.
+
+        Raises:
+            UserError: a file cannot be read, lacks a column, or holds values that the properties forbid.
+        """
+        parts: dict[str, list[np.ndarray]] = {name: [] for name in wanted}
+        rows = 0
+        for file in self.files:
+            table = self._read_file(folder, file, wanted)
+            rows += table.num_rows
+            for name, properties in wanted.items():
+                values = _checked(
+                    f"{_address(folder, file)}: feature {name!r}", table.column(name), properties
+                )
+                if parts[name] and values.dtype != parts[name][0].dtype:
+                    raise UserError(
+                        f"{_address(folder, file)}: feature {name!r} holds {values.dtype}, but "
+                        f"{parts[name][0].dtype} in {self.files[0]}; files of one chunk must agree"
+                    )
+                parts[name].append(values)
+        return {name: _joined(arrays) for name, arrays in parts.items()}, rows
+
+    def _read_file(self, folder: Path, file: str, wanted: Mapping[str, Mapping[str, Any]]) -> pa.Table:
+        try:
+            filesystem, path = _open(folder, file)
+            with filesystem.open_input_file(path) as stream:
+                if self.type == "csv":
+                    return self._read_csv(stream, wanted)
+                parquet = pq.ParquetFile(stream, pre_buffer=True)
+                present = parquet.schema_arrow.names
+                for name in self.features:
+                    if name not in present:
+                        raise UserError(
+                            f"{_address(folder, file)}: source_spec promises the column {name!r}, "
+                            f"the file has {', '.join(present)}"
+                        )
+                return parquet.read(columns=list(wanted))
+        except (pa.ArrowException, OSError) as error:
+            hint = " (csv has no header line)" if self.type == "csv" else ""
+            line = " ".join(str(error).split())
+            raise UserError(
+                f"{_address(folder, file)}: cannot be read as {self.type}{hint}: {line}"
+            ) from None
+
+    def _read_csv(self, stream: pa.NativeFile, wanted: Mapping[str, Mapping[str, Any]]) -> pa.Table:
+        """Columns of a headerless csv; text that is not of the declared dtype is an ``ArrowInvalid``."""
+        types = {name: _ARROW[entry["dtype"]] for name, entry in wanted.items() if "dtype" in entry}
+        return pa.csv.read_csv(
+            stream,
+            pa.csv.ReadOptions(column_names=list(self.features)),
+            # A chunk none of whose columns is wanted still has a row count to compare.
+            convert_options=pa.csv.ConvertOptions(
+                column_types=types, include_columns=list(wanted) or [self.features[0]]
+            ),
+        )
+
+
+def local_path(folder: Path, file: str) -> Path | None:
+    """The local path of a name in ``files``; None for an object store's URI."""
+    scheme, separator, path = file.partition("://")
+    if not separator:
+        return folder / file
+    return Path(unquote(path)) if scheme == "file" else None
+
+
+def _open(folder: Path, file: str) -> tuple[pa.fs.FileSystem, str]:
+    path = local_path(folder, file)
+    if path is None:
+        return pa.fs.FileSystem.from_uri(file)
+    return pa.fs.LocalFileSystem(), str(path)
+
+
+def _address(folder: Path, file: str) -> str:
+    return str(local_path(folder, file) or file)
+
+
+def _checked(where: str, column: pa.ChunkedArray, properties: Mapping[str, Any]) -> np.ndarray:
+    """The column as NumPy, after the checks that its dtype and its values must pass."""
+    declared = properties.get("dtype")
+    if declared and column.type != _ARROW[declared]:
+        raise UserError(f"{where} holds {column.type}, feature_spec says dtype {declared}")
+    if column.type not in _ARROW.values():
+        raise UserError(f"{where} holds {column.type}; allowed: {', '.join(DTYPES)}")
+    if column.null_count:
+        raise UserError(f"{where} has {column.null_count} missing values; fill them or drop the rows")
+    values = np.ascontiguousarray(column.to_numpy())
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        faulty = int((~np.isfinite(values)).sum())
+        raise UserError(f"{where} has {faulty} values that are NaN or infinite; allowed: finite numbers")
+    cardinality = properties.get("cardinality")
+    if cardinality is not None:
+        if values.dtype.kind != "i":
+            raise UserError(f"{where} holds {values.dtype}, but it has a cardinality: ids must be integers")
+        if len(values) and (values.min() < 0 or values.max() >= cardinality):
+            raise UserError(
+                f"{where} has ids from {values.min()} to {values.max()}; "
+                f"its cardinality {cardinality} allows 0 .. {cardinality - 1}"
+            )
+    return values
+
+
+def _joined(arrays: list[np.ndarray]) -> np.ndarray:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
