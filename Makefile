@@ -56,6 +56,15 @@ lint: .venv/pipeline/.ready tests/requirements-lint.txt
 	@$(UV) pip install --quiet --python .venv/pipeline/bin/python -r tests/requirements-lint.txt
 	@touch $@
 
+.venv/peers/.ready: benchmarks/requirements.txt | $(UV)
+	@$(UV) venv --quiet --clear --python $(PYTHON) .venv/peers
+	@$(UV) pip install --quiet --python .venv/peers/bin/python -r $<
+	@touch $@
+
+benchmark: setup .venv/peers/.ready ## measure training and preparation beside plain PyTorch, JAX and pandas
+	.venv/train/bin/python -m benchmarks.training
+	.venv/preprocess/bin/python -m benchmarks.preparation
+
 lint: .venv/pipeline/.tests ## style and types
 	.venv/pipeline/bin/ruff check .
 	.venv/pipeline/bin/ruff format --check .
@@ -68,5 +77,5 @@ format: .venv/pipeline/.tests ## mend the style
 clean: ## remove the environments; runs/ stays
 	rm -rf .venv
 
-.PHONY: help setup lock run compile submit test lint format clean
+.PHONY: help setup lock run compile submit test benchmark lint format clean
 .DEFAULT_GOAL := help

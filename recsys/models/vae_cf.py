@@ -295,7 +295,7 @@ class Model:
         return given, held_out
 
     def inference(self, compile, batch_size: int):
-        """Recommends to ``batch_size`` users with 10 random items each, as the reference does; counts users."""
+        """Recommends to ``batch_size`` users with 10 random items each, as the reference; counts users."""
         generator = np.random.default_rng(0)
         count = min(10, self.items)
         item = np.stack([generator.choice(self.items, count, replace=False) for _ in range(batch_size)])
@@ -312,7 +312,7 @@ class Model:
         return (lambda weights: function(weights, arrays, batch)[0]), batch_size
 
     def flops_per_unit(self) -> float:
-        """Matrix products of a training step, forward and backward, per user; the sparse input is left out."""
+        """Matrix products of a step, forward and backward, per user; the sparse input is left out."""
         hidden = self.config.hidden
         pairs = [*zip(hidden, hidden[1:], strict=False), (hidden[-1], 2 * self.config.latent)]
         pairs += [
