@@ -21,7 +21,12 @@ $(UV):
 .venv/%/.ready: | $(UV)
 	@echo "setting up .venv/$* from $<"
 	@$(UV) venv --quiet --clear --python $(PYTHON) .venv/$*
-	@$(UV) pip install --quiet --python .venv/$*/bin/python --require-hashes -r $<
+	@$(UV) pip install --quiet --compile-bytecode --python .venv/$*/bin/python --require-hashes -r $<
+	@touch $@
+
+.venv/jax/.ready: tests/requirements/jax.txt | $(UV)
+	@$(UV) venv --quiet --clear --python $(PYTHON) .venv/jax
+	@$(UV) pip install --quiet --compile-bytecode --python .venv/jax/bin/python -r $<
 	@touch $@
 
 # Test tools come on top and stay out of the images.
@@ -46,15 +51,11 @@ compile: .venv/pipeline/.ready ## write pipelines/pipeline.yaml; REGISTRY and TA
 submit: .venv/pipeline/.ready ## send a run to a cluster: make submit HOST=http://... RUN=name PARAMS='...'
 	@.venv/pipeline/bin/python -m pipelines.submit --host "$$HOST" "$$RUN" --params "$$PARAMS"
 
-test: test-pipeline test-preprocess test-train ## every test, each in the environment it is about
+test: test-pipeline test-preprocess test-train test-jax ## every test, each in the environment it is about
 
 # The folder of a test is the environment that it runs in.
 test-%: setup .venv/%/.tests
 	.venv/$*/bin/python -m pytest tests/$* $(PYTEST)
-
-lint: .venv/pipeline/.ready tests/requirements-lint.txt
-	@$(UV) pip install --quiet --python .venv/pipeline/bin/python -r tests/requirements-lint.txt
-	@touch $@
 
 .venv/peers/.ready: benchmarks/requirements.txt | $(UV)
 	@$(UV) venv --quiet --clear --python $(PYTHON) .venv/peers
