@@ -151,7 +151,9 @@ def persist(address: str, attempt: Callable[[], T], size: Callable[[], int] = la
     try:
         return retrying(attempt)
     except TransientError as error:
-        raise UserError(f"{address}: {error}; gave up. Run the step again later: it resumes") from None
+        raise UserError(
+            f"{address}: {error}; gave up. Run the step again later (it resumes), or give a copy with source"
+        ) from None
 
 
 def one_line(error: object) -> str:

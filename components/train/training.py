@@ -214,7 +214,7 @@ class Run:
         waiting.clear()
         for number, loss in enumerate(losses, first):
             if not math.isfinite(loss):
-                raise RuntimeError(
+                raise UserError(
                     f"the loss of step {number} (epoch {self.progress.epoch + 1}) is {loss}; "
                     "lower learning_rate, or use precision float32"
                 )

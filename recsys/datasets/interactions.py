@@ -7,7 +7,6 @@ in their rows is read, and judged, by the preprocess step.
 import csv
 import difflib
 import logging
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -219,10 +218,6 @@ def _check_parquet(path: Path, address: str) -> None:
 
 
 def _place(path: Path, target: Path) -> None:
-    # Resolved, because a link to a symbolic link would be one, and would not survive an upload.
-    path = path.resolve()
-    try:
-        os.link(path, target)
-    except OSError:  # another disk, or a file system without hard links
-        transfer.require_space(target.parent, path.stat().st_size, f"copying {path}")
-        shutil.copyfile(path, target)
+    # A copy, not a link: an edit of the user's file must not change what was checksummed.
+    transfer.require_space(target.parent, path.stat().st_size, f"copying {path}")
+    shutil.copyfile(path, target)

@@ -199,9 +199,17 @@ def test_every_engine_option_trains_to_a_useful_model(ncf_dataset, tmp_path, cha
     assert any((tmp_path / "checkpoint").glob("trace/**/*.pb")) == bool(changes.get("trace"))
 
 
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test_vae_cf_trains_in_mixed_precision(vae_dataset, tmp_path, precision):
+    settings = {**VAE, "epochs": 60, "learning_rate": 0.01, "precision": precision, "validation_step": 10}
+    done = run("train", tmp_path, dataset=vae_dataset, model="vae_cf", hyperparameters=settings, seed=1)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "history").read_text())["validation_ndcg@20"] > 0.5
+
+
 def test_a_diverging_run_names_the_step(ncf_dataset, tmp_path):
     done = train_ncf(tmp_path, ncf_dataset, learning_rate=1e30)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "the loss of step" in done.stderr
     assert not (tmp_path / "checkpoint").exists()
 
