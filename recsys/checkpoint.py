@@ -59,9 +59,12 @@ class Progress:
 def save_last(folder: Path, engine: Engine, progress: Progress, run: dict[str, Any]) -> None:
     """Writes ``last.npz``: everything that ``--resume`` needs. ``run`` is what must agree on resuming."""
     engine.synchronize()
-    arrays = {f"weight/{variable.path}": np.asarray(variable.value) for variable in engine.variables}
+    arrays = {
+        f"weight/{variable.path}": keras.ops.convert_to_numpy(variable.value) for variable in engine.variables
+    }
     arrays |= {
-        f"optimizer/{n}": np.asarray(variable.value) for n, variable in enumerate(engine.optimizer.variables)
+        f"optimizer/{n}": keras.ops.convert_to_numpy(variable.value)
+        for n, variable in enumerate(engine.optimizer.variables)
     }
     state = json.dumps({"progress": dataclasses.asdict(progress), "run": run})
     temporary = folder / f".{LAST}.tmp"

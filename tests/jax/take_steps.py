@@ -5,6 +5,7 @@
 
 import sys
 
+import keras
 import numpy as np
 
 from recsys import counter_random, models
@@ -42,7 +43,9 @@ def take_steps(name: str, dataset: str, output: str) -> None:
             step += 1
     metrics = model.evaluate(compiler(True), engine.weights(), "test", 50)
     engine.synchronize()
-    weights = {variable.path: np.asarray(variable.value) for variable in network.trainable_variables}
+    weights = {
+        variable.path: keras.ops.convert_to_numpy(variable.value) for variable in network.trainable_variables
+    }
     np.savez(output, losses=losses, metrics=list(metrics.values()), **weights)
 
 
