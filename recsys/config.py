@@ -89,7 +89,7 @@ class TrainingConfig:
         l2: adds ``l2 * sum(w**2)`` over kernels and embeddings to the loss.
         gradient_accumulation: batches whose mean gradient makes one optimizer update.
         precision: compute type; variables and loss stay float32. float16 brings dynamic loss scaling.
-        xla: compile the dense part of a step and the optimizer update with XLA (TensorFlow only).
+        xla: compile the dense part of a training step and the update with XLA (TensorFlow only).
         micro_batch: rows that run through the dense layers at once; 0 leaves the choice to the model.
         topk: k of the top-k metrics.
         eval_after: no validation in the first ``eval_after`` epochs.

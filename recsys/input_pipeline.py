@@ -34,6 +34,10 @@ class Csr:
     def rows(self) -> int:
         return len(self.indptr) - 1
 
+    def row(self) -> np.ndarray:
+        """Row of each interaction, int64, (interactions,)."""
+        return np.repeat(np.arange(self.rows), self.lengths())
+
     def lengths(self) -> np.ndarray:
         """Items per row, int32, (rows,)."""
         return np.diff(self.indptr)

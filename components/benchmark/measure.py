@@ -18,7 +18,7 @@ import numpy as np
 
 from recsys import checkpoint, config, counter_random, device, report
 from recsys.checkpoint import Trained
-from recsys.engine import compiler, create_engine
+from recsys.engine import compile_inference, create_engine
 from recsys.feature_spec import FeatureSpec
 from recsys.input_pipeline import epoch_batches
 from recsys.step import Outputs, UserError
@@ -110,7 +110,7 @@ def measure_training(trained: Trained, options: Options) -> dict[str, float]:
 
 def measure_inference(trained: Trained, options: Options, batch_size: int) -> dict[str, float]:
     """Latency of one batch in seconds (mean, p50, p90, p95, p99) and units per second at the mean."""
-    function, units = trained.model.inference(compiler(trained.model.config.xla), batch_size)
+    function, units = trained.model.inference(compile_inference, batch_size)
     weights = trained.weights()
 
     def once() -> float:

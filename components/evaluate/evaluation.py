@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from recsys import checkpoint, config
 from recsys.checkpoint import Trained
-from recsys.engine import compiler
+from recsys.engine import compile_inference
 from recsys.feature_spec import FeatureSpec
 from recsys.step import Outputs, UserError
 
@@ -38,9 +38,8 @@ def evaluate(arguments: argparse.Namespace, outputs: Outputs) -> None:
     options = config.from_json(Evaluation, arguments.options, "--options")
     spec = FeatureSpec.read(arguments.dataset)
     trained = checkpoint.load(arguments.checkpoint, spec)
-    compile = compiler(trained.model.config.xla)
     start = time.perf_counter()
-    values = trained.model.evaluate(compile, trained.weights(), options.mapping, options.batch_size)
+    values = trained.model.evaluate(compile_inference, trained.weights(), options.mapping, options.batch_size)
     seconds = time.perf_counter() - start
     popularity = trained.model.popularity(options.mapping)
     for name, value in values.items():

@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import dataclasses
-import functools
 import json
 import logging
 import math
@@ -19,7 +18,7 @@ import numpy as np
 from components.train.learning_curve import learning_curve
 from recsys import checkpoint, config, counter_random, device, models
 from recsys.checkpoint import Progress
-from recsys.engine import Engine, compiler, create_engine
+from recsys.engine import Engine, compile_inference, create_engine
 from recsys.feature_spec import FeatureSpec
 from recsys.input_pipeline import epoch_batches, steps_per_epoch
 from recsys.step import Outputs, UserError
@@ -122,7 +121,6 @@ class Run:
         self.model, self.engine, self.progress = model, engine, progress
         self.folder, self.identity, self.seed = folder, identity, seed
         self.config = model.config
-        self.compile = functools.cache(compiler(self.config.xla))
         self.signal = 0
         self.saved = self.logged = time.monotonic()
 
@@ -199,7 +197,7 @@ class Run:
             return
         start = time.perf_counter()
         entry |= self.model.evaluate(
-            self.compile, self.engine.weights(), "validation", settings.validation_batch_size
+            compile_inference, self.engine.weights(), "validation", settings.validation_batch_size
         )
         entry["validation_seconds"] = time.perf_counter() - start
         if progress.best is None or entry[self.model.metric] > progress.best:

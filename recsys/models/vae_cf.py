@@ -87,6 +87,7 @@ class Model:
         if config.topk > self.items:
             raise UserError(f"topk {config.topk} is larger than the {self.items} items of {spec.folder}")
         self._train = self._users("train")
+        self._lengths = self._train.lengths()
         self.examples = self._train.rows
         if not self.examples:
             raise UserError(f"{spec.folder}: mapping 'train' has no rows")
@@ -148,7 +149,7 @@ class Model:
 
         The number of slots fixes the shapes of a compiled step, so it grows in few, generous steps.
         """
-        needed = int(self._train.lengths()[batch.index][batch.weight > 0].sum())
+        needed = int(self._lengths[batch.index][batch.weight > 0].sum())
         if needed > self._slots:
             quantum = max(1024, 2 ** (needed.bit_length() - 4))
             self._slots = min(
@@ -261,7 +262,7 @@ class Model:
                 for result in self._top(weights, arrays, batch, ops.convert_to_tensor(target))
             )
             if not np.isfinite(scores[: len(row)]).all():
-                raise RuntimeError("the model scores held-out items as NaN or infinite")
+                raise UserError("the checkpoint scores held-out items as NaN or infinite; train it anew")
             batches.append(TopK(values, ties, row, scores[: len(row)]))
         return self._metrics(HeldOut.join(batches))
 
@@ -291,6 +292,12 @@ class Model:
         if not len(held_out.items):
             raise UserError(
                 f"{self.spec.folder}: mapping '{mapping}_target' has no rows; hold out more users"
+            )
+        both = np.intersect1d(*(rows.row() * self.items + rows.items for rows in (given, held_out)))
+        if len(both):
+            raise UserError(
+                f"{self.spec.folder}: user {users[both[0] // self.items]} has item {both[0] % self.items} in "
+                f"both '{mapping}_input' and '{mapping}_target'; what is held out must not be given"
             )
         return given, held_out
 

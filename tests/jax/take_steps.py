@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from recsys import counter_random, models
-from recsys.engine import compiler, create_engine
+from recsys.engine import compile_inference, create_engine
 from recsys.feature_spec import FeatureSpec
 from recsys.input_pipeline import epoch_batches
 
@@ -41,7 +41,7 @@ def take_steps(name: str, dataset: str, output: str) -> None:
             seed = counter_random.step_seed(1, step)
             losses.append(float(engine.train_step(model.batch(batch, seed, step))))
             step += 1
-    metrics = model.evaluate(compiler(True), engine.weights(), "test", 50)
+    metrics = model.evaluate(compile_inference, engine.weights(), "test", 50)
     engine.synchronize()
     weights = {
         variable.path: keras.ops.convert_to_numpy(variable.value) for variable in network.trainable_variables

@@ -10,7 +10,7 @@ import tensorflow as tf
 from planted import write_dataset
 
 from recsys import counter_random
-from recsys.engine import compiler, create_engine
+from recsys.engine import compile_inference, create_engine
 from recsys.feature_spec import FeatureSpec
 from recsys.input_pipeline import epoch_batches
 from recsys.models.ncf import Config, Model
@@ -157,7 +157,7 @@ def test_evaluation_equals_a_slow_ranking_by_hand_for_every_batch_size(ncf_datas
         hits += rank <= 5
         gains += 1 / np.log2(rank + 1) if rank <= 5 else 0
     for size in (1000, 64, 7):
-        values = model.evaluate(compiler(True), engine.weights(), "test", size)
+        values = model.evaluate(compile_inference, engine.weights(), "test", size)
         assert values == pytest.approx({"hr@5": hits / users, "ndcg@5": gains / users}, abs=1e-12)
 
 
@@ -166,7 +166,7 @@ def test_equal_scores_and_nan_scores_score_nothing(ncf_dataset):
         model, network, engine = build(ncf_dataset)
         for variable in network.trainable_variables:
             variable.assign(np.full(variable.shape, value))
-        assert model.evaluate(compiler(True), engine.weights(), "test", 100)["hr@10"] == 0.0
+        assert model.evaluate(compile_inference, engine.weights(), "test", 100)["hr@10"] == 0.0
 
 
 def test_training_recovers_the_planted_groups(ncf_dataset):
@@ -176,7 +176,7 @@ def test_training_recovers_the_planted_groups(ncf_dataset):
         for batch in epoch_batches(model.examples, model.batch_examples, 1, epoch):
             engine.train_step(model.batch(batch, counter_random.step_seed(1, step), step))
             step += 1
-    trained = model.evaluate(compiler(True), engine.weights(), "test", 100)
+    trained = model.evaluate(compile_inference, engine.weights(), "test", 100)
     # An oracle that knows the groups ranks the positive among about 7 of the user's own group.
     assert trained["hr@10"] > 0.75
     assert model.popularity("test")["hr@10"] < 0.45

@@ -4,10 +4,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from planted import ITEMS
+from planted import ITEMS, write_dataset
 
 from recsys import counter_random
-from recsys.engine import compiler, create_engine
+from recsys.engine import compile_inference, create_engine
 from recsys.feature_spec import FeatureSpec
 from recsys.input_pipeline import epoch_batches
 from recsys.models.vae_cf import NOISE, Config, Model
@@ -107,7 +107,7 @@ def test_evaluation_equals_a_dense_ranking_for_every_batch_size(vae_dataset):
         "recall@20": (hits.sum(axis=1) / np.minimum(20, relevant.sum(axis=1))).mean(),
     }
     for size in (1000, 30, 7, 1):
-        values = model.evaluate(compiler(True), engine.weights(), "test", size)
+        values = model.evaluate(compile_inference, engine.weights(), "test", size)
         assert values == pytest.approx(expected, abs=1e-6)
 
 
@@ -115,7 +115,7 @@ def test_a_constant_model_and_its_ties_score_nothing(vae_dataset):
     model, network, engine = build(vae_dataset)
     for variable in network.trainable_variables:
         variable.assign(np.zeros(variable.shape))
-    assert model.evaluate(compiler(True), engine.weights(), "test", 100)["ndcg@20"] == 0.0
+    assert model.evaluate(compile_inference, engine.weights(), "test", 100)["ndcg@20"] == 0.0
 
 
 def test_training_recovers_the_planted_groups(vae_dataset):
@@ -125,7 +125,7 @@ def test_training_recovers_the_planted_groups(vae_dataset):
         for batch in epoch_batches(model.examples, model.batch_examples, 1, epoch):
             engine.train_step(model.batch(batch, counter_random.step_seed(1, step), step))
             step += 1
-    trained = model.evaluate(compiler(True), engine.weights(), "test", 100)
+    trained = model.evaluate(compile_inference, engine.weights(), "test", 100)
     popular = model.popularity("test")
     assert trained["ndcg@20"] > 2 * popular["ndcg@20"]
     assert trained["recall@20"] > 0.7
@@ -137,6 +137,17 @@ def test_the_network_serves_without_this_project(vae_dataset, tmp_path):
     loaded = keras.models.load_model(tmp_path / "model.keras", safe_mode=True)
     matrix = dense_rows(model.held_out("test")[0])
     np.testing.assert_array_equal(loaded(matrix)["logits"], network(matrix)["logits"])
+
+
+def test_an_item_that_is_both_given_and_held_out_is_refused(tmp_path):
+    train = {"user": np.zeros(20, np.int32), "item": np.arange(20, dtype=np.int32)}
+    given = {"user": np.array([1, 1], np.int32), "item": np.array([4, 5], np.int32)}
+    held_out = {"user": np.array([1], np.int32), "item": np.array([5], np.int32)}
+    parts = {"input": given, "target": held_out}
+    mappings = {"train": train} | {f"{g}_{p}": parts[p] for g in ("validation", "test") for p in parts}
+    write_dataset(tmp_path, mappings, ("user", "item"))
+    with pytest.raises(UserError, match="user 1 has item 5 in both 'test_input' and 'test_target'"):
+        build(tmp_path)[0].popularity("test")
 
 
 def test_k_larger_than_the_catalogue_is_one_line(vae_dataset):
