@@ -24,7 +24,7 @@ def _environments():
 def run(name, *words):
     """Exit code, run folder, summary and output of one local run."""
     command = [sys.executable, "-m", "pipelines.local", name, *words]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=800)
     output = done.stdout + done.stderr
     folder = ROOT / re.search(r"runs/\S+?(?=/summary\.json)", output).group()
     return done.returncode, folder, json.loads((folder / "summary.json").read_text()), output
