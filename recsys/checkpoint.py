@@ -79,7 +79,7 @@ def restore(path: Path, engine: Engine, run: dict[str, Any]) -> Progress:
     Raises:
         UserError: there is none, it cannot be read, or it belongs to another run.
     """
-    file = path / LAST if path.is_dir() else path
+    file = path / LAST
     if not file.is_file():
         raise UserError(f"--resume {path}: no {LAST} there; give a checkpoint folder, finished or '.partial'")
     try:

@@ -12,6 +12,7 @@ VAE-CF step of 1.17 s, where TensorFlow's own kernels take 0.06 s). JAX compiles
 it eagerly.
 """
 
+import abc
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,7 +26,7 @@ from recsys.models import Recommender
 Tensors = dict[str, Any]
 
 
-class Engine:
+class Engine(abc.ABC):
     """A network, its optimizer, and the compiled step. Create with :func:`create_engine`.
 
     Args:
@@ -56,14 +57,14 @@ class Engine:
         """The current weights by name."""
         return {name: variable.value for name, variable in zip(self.names, self.variables, strict=True)}
 
+    @abc.abstractmethod
     def train_step(self, batch: Mapping[str, Any]):
         """One optimizer step; returns the loss, a scalar still on the device."""
-        raise NotImplementedError(keras.backend.backend())
 
-    def synchronize(self) -> None:
+    def synchronize(self) -> None:  # noqa: B027 (only JAX keeps state outside of the variables)
         """Writes the state back into the Keras variables, where it was kept outside of them."""
 
-    def restore(self) -> None:
+    def restore(self) -> None:  # noqa: B027 (the same)
         """Takes over what was assigned to the Keras variables, the inverse of :meth:`synchronize`."""
 
     def gradients(self, weights: Tensors, arrays: Tensors, batch: Tensors, scale) -> tuple[Any, Tensors]:
@@ -110,11 +111,13 @@ class Engine:
                 gradients[name] = gradients[name] + (2.0 * self.config.l2 * scale) * weight
         return loss, gradients
 
+    @abc.abstractmethod
     def _linearize(self, function: Callable, values: Tensors):
-        raise NotImplementedError(keras.backend.backend())
+        """``function``'s differentiable and other results, and what pulls their cotangents back to values."""
 
+    @abc.abstractmethod
     def _value_and_gradient(self, function: Callable, values):
-        raise NotImplementedError(keras.backend.backend())
+        """A scalar function's value, and its gradient in the structure of ``values``."""
 
     def _dense(self, *arguments):
         return self.dense_gradients(*arguments)

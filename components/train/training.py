@@ -129,7 +129,7 @@ class Run:
         progress, model = self.progress, self.model
         waiting: list[Any] = []
         first = progress.step_in_epoch
-        start = time.perf_counter()
+        seconds, start = 0.0, time.perf_counter()
         trace = contextlib.ExitStack()
         for batch in epoch_batches(model.examples, model.batch_examples, self.seed, progress.epoch, first):
             if self.config.trace and progress.step == TRACED_STEPS.start:
@@ -143,14 +143,15 @@ class Run:
                 trace.close()
             if self.signal or time.monotonic() - self.saved > self.config.checkpoint_seconds:
                 self._collect(waiting)
-                now = time.perf_counter()
-                progress.seconds, start = progress.seconds + now - start, now
+                spent = time.perf_counter() - start
+                seconds, progress.seconds = seconds + spent, progress.seconds + spent
                 self.save()
                 self._stop_if_asked()
+                start = time.perf_counter()  # saving is no training
         self._collect(waiting)
         trace.close()
-        seconds = time.perf_counter() - start
-        progress.seconds += seconds
+        spent = time.perf_counter() - start
+        seconds, progress.seconds = seconds + spent, progress.seconds + spent
         steps = progress.step_in_epoch - first
         examples = min(steps * model.batch_examples, model.examples)
         entry = {

@@ -177,12 +177,17 @@ def test_vae_cf_trains_and_evaluates_and_a_finished_run_can_go_on(vae_dataset, t
 
 
 def test_early_stop_at_the_target_and_late_first_validation(ncf_dataset, tmp_path):
-    done = train_ncf(tmp_path, ncf_dataset, epochs=50, target=0.3, eval_after=3)
+    done = train_ncf(tmp_path, ncf_dataset, epochs=50, target=0.3, eval_after=3, checkpoint_seconds=0)
     assert done.returncode == 0, done.stderr
     history = json.loads((tmp_path / "checkpoint" / "history.json").read_text())
     assert ["hr@10" in entry for entry in history[:4]] == [False, False, False, True]
     assert len(history) < 50
-    assert json.loads((tmp_path / "history").read_text())["first_epoch_to_target"] == len(history)
+    summary = json.loads((tmp_path / "history").read_text())
+    assert summary["first_epoch_to_target"] == len(history)
+    # Saves within an epoch neither count as training nor make an epoch look shorter.
+    assert sum(entry["train_seconds"] for entry in history) == pytest.approx(
+        summary["train_seconds"], abs=0.01
+    )
 
 
 @pytest.mark.parametrize(
@@ -227,6 +232,7 @@ def test_a_diverging_run_names_the_step(ncf_dataset, tmp_path):
         ({"model": "ncff"}, "allowed: ncf, vae_cf"),
         ({"model": "vae_cf"}, "needs mapping 'validation_input'"),
         ({"resume": "/nowhere"}, "no last.npz there"),
+        ({"resume": "/etc/hostname"}, "no last.npz there"),
         ({"dataset": "/nowhere"}, "no such file or folder"),
         ({"seed": "x"}, "invalid int value"),
     ],
