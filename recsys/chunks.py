@@ -39,7 +39,7 @@ class Chunk:
             wanted: feature name to its properties in ``feature_spec``.
 
         Returns:
-            feature name to an array of shape (rows,), and the number of rows.
+            feature name to its values (see :func:`checked_values`), and the number of rows.
 
         Raises:
             UserError: a file cannot be read, lacks a column, or holds values that the properties forbid.
@@ -50,7 +50,7 @@ class Chunk:
             table = self._read_file(folder, file, wanted)
             rows += table.num_rows
             for name, properties in wanted.items():
-                values = _checked(
+                values = checked_values(
                     f"{_address(folder, file)}: feature {name!r}", table.column(name), properties
                 )
                 if parts[name] and values.dtype != parts[name][0].dtype:
@@ -115,8 +115,21 @@ def _address(folder: Path, file: str) -> str:
     return str(local_path(folder, file) or file)
 
 
-def _checked(where: str, column: pa.ChunkedArray, properties: Mapping[str, Any]) -> np.ndarray:
-    """The column as NumPy, after the checks that its dtype and its values must pass."""
+def checked_values(
+    where: str, column: pa.ChunkedArray | pa.Array, properties: Mapping[str, Any]
+) -> np.ndarray:
+    """A column as NumPy, after the checks that its dtype and its values must pass.
+
+    Args:
+        where: what the column is, for messages.
+        properties: of the feature in ``feature_spec``.
+    Returns:
+        shape (rows,); of a feature with ``max_hotness`` int32 (rows, max_hotness), filled up with -1.
+    Raises:
+        UserError: the wrong type, a missing value, NaN, an id beyond the cardinality, a list too long.
+    """
+    if "max_hotness" in properties:
+        return _checked_lists(where, column, properties)
     declared = properties.get("dtype")
     if declared and column.type != _ARROW[declared]:
         raise UserError(f"{where} holds {column.type}, feature_spec says dtype {declared}")
@@ -124,7 +137,7 @@ def _checked(where: str, column: pa.ChunkedArray, properties: Mapping[str, Any])
         raise UserError(f"{where} holds {column.type}; allowed: {', '.join(DTYPES)}")
     if column.null_count:
         raise UserError(f"{where} has {column.null_count} missing values; fill them or drop the rows")
-    values = np.ascontiguousarray(column.to_numpy())
+    values = np.ascontiguousarray(column.to_numpy(zero_copy_only=False))
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         faulty = int((~np.isfinite(values)).sum())
         raise UserError(f"{where} has {faulty} values that are NaN or infinite; allowed: finite numbers")
@@ -138,6 +151,24 @@ def _checked(where: str, column: pa.ChunkedArray, properties: Mapping[str, Any])
                 f"its cardinality {cardinality} allows 0 .. {cardinality - 1}"
             )
     return values
+
+
+def _checked_lists(where: str, column: pa.ChunkedArray | pa.Array, properties: Mapping[str, Any]):
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+    if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
+        raise UserError(f"{where} holds {column.type}, but it has a max_hotness: each row must be a list")
+    if column.null_count:
+        raise UserError(f"{where} has {column.null_count} missing lists; an empty list means none")
+    scalar = {key: value for key, value in properties.items() if key != "max_hotness"}
+    ids = checked_values(where, column.flatten(), scalar)
+    lengths = np.asarray(column.value_lengths())
+    hotness = properties["max_hotness"]
+    if len(lengths) and lengths.max() > hotness:
+        raise UserError(f"{where} has a list of {lengths.max()} values; its max_hotness allows {hotness}")
+    padded = np.full((len(lengths), hotness), -1, np.int32)
+    padded[np.arange(hotness) < lengths[:, None]] = ids
+    return padded
 
 
 def _joined(arrays: list[np.ndarray]) -> np.ndarray:

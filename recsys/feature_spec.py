@@ -119,7 +119,8 @@ class FeatureSpec:
         """Reads whole columns of a mapping and checks their values.
 
         Returns:
-            feature name to a NumPy array of shape (rows,), with the dtype that the spec declares.
+            feature name to a NumPy array of shape (rows,), with the dtype that the spec declares; multi-hot
+            features int32 of shape (rows, max_hotness), filled up with -1.
         Raises:
             UserError: a file or column is missing, a dtype differs, a value is null or NaN, an id lies
                 outside its cardinality, or chunks differ in length.

@@ -17,7 +17,7 @@ from types import ModuleType
 
 import recsys.datasets
 from recsys.config import from_json
-from recsys.raw_data import LICENCE_NAME, RawRatings
+from recsys.raw_data import LICENCE_NAME, RawData
 from recsys.step import Outputs, Step, UserError, json_object
 
 log = logging.getLogger(__name__)
@@ -87,14 +87,14 @@ def _modules() -> Iterable[ModuleType]:
         yield importlib.import_module(f"{recsys.datasets.__name__}.{found.name}")
 
 
-def licence(raw: RawRatings) -> str:
+def licence(raw: RawData) -> str:
     """Terms and citation as Markdown."""
     citation = raw.source["citation"]
     cite = f"\n## Citation\n\n{citation}\n" if citation else ""
     return f"# Licence of {raw.dataset}\n\n{raw.source['licence']}\n{cite}"
 
 
-def about(raw: RawRatings, folder: Path) -> str:
+def about(raw: RawData, folder: Path) -> str:
     """What was fetched from where, as Markdown for the dashboard."""
     checksums = raw.source.get("sha256", {})
     lines = [f"# {raw.dataset}", "", f"Source: `{raw.source['address']}`", ""]

@@ -1,158 +1,42 @@
-"""The preprocess step: raw ratings -> encoded, split Parquet with a feature spec, and a statistics page."""
+"""The preprocess step: raw data -> encoded, split Parquet with a feature spec, and a statistics page.
+
+What the raw data is (``kind`` in its ``raw.yaml``) decides who prepares it: a package of this folder with a
+module ``dataset``, which says in ``MODELS`` whom it prepares for, and in ``prepare`` how.
+"""
 
 import argparse
-import logging
-import resource
-import shutil
+import importlib
 import sys
-import time
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from components.preprocess import mappings, statistics
-from components.preprocess.preparation import SPLIT_OF_MODEL, Preparation
-from components.preprocess.ratings import Blocks, write_blocks
-from components.preprocess.workflow import Encoded, RatingsWorkflow, nvtabular
-from recsys import splits
-from recsys.arrays import to_numpy
-from recsys.feature_spec import Chunk, FeatureSpec
-from recsys.raw_data import RawRatings
+from recsys.raw_data import RawData
 from recsys.step import Outputs, Step, UserError, json_object
 
-STEP = Step("preprocess", "Filters, encodes and splits raw ratings into the dataset that a model trains on.")
-STEP.input("raw", help="folder of the download step: rating files and raw.yaml")
-STEP.parameter("model", choices=list(SPLIT_OF_MODEL), help="the model to prepare for")
+STEP = Step("preprocess", "Filters, encodes and splits raw data into the dataset that a model trains on.")
+STEP.input("raw", help="folder of the download step: data files and raw.yaml")
+STEP.parameter("model", help="the model to prepare for, such as ncf, vae_cf or wide_deep")
 STEP.parameter("options", type=json_object, default="{}", help="preparation as JSON")
 STEP.parameter("seed", type=int, help="seed of every random choice, 0 or more")
-STEP.output("dataset", help="folder with feature_spec.yaml, Parquet, id maps and the fitted workflow")
+STEP.output("dataset", help="folder with feature_spec.yaml, Parquet and the fitted workflow")
 STEP.output("statistics", help="HTML page about the data")
-
-DTYPES = {"user": "int32", "item": "int32", "label": "float32"}
 
 
 def prepare(arguments: argparse.Namespace, outputs: Outputs) -> None:
-    """Does the step; see :class:`components.preprocess.preparation.Preparation` for the options."""
-    started = time.perf_counter()
+    """Prepares the raw data for the model and reports what became of its rows."""
     if arguments.seed < 0:
         raise UserError(f"--seed {arguments.seed}: must be 0 or more")
-    options = Preparation.of(arguments.model, arguments.options)
-    rng = np.random.default_rng(arguments.seed)
-    raw = RawRatings.read(arguments.raw)
-    folder = outputs.folder("dataset")
-    work = folder / "work"
-
-    with ThreadPoolExecutor(1) as importer:  # importing takes as long as reading 15 million ratings
-        importer.submit(nvtabular)
-        blocks = write_blocks(raw, arguments.raw, work / "ratings", options.rating_threshold)
-    logging.info("%s ratings read", f"{blocks.rows:,}")
-    _check_rows(blocks, raw, options)
-
-    workflow = RatingsWorkflow(
-        blocks, options.rating_threshold, options.min_user_ratings, options.min_item_ratings, work
-    )
-    leave_one_out = options.split == "leave_one_out"
-    encoded = workflow.encode(lambda n: mappings.user_groups(n, options, rng), with_time=leave_one_out)
-    logging.info("%s users and %s items encoded", f"{len(encoded.group):,}", f"{encoded.n_items:,}")
-    counts, user, item = _distinct(blocks, encoded)
-    group, n_items = encoded.group, encoded.n_items
-    del encoded  # the columns with repeated pairs: memory that the split can use
-    if leave_one_out:
-        split = mappings.leave_one_out(user, item, len(group), n_items, options, rng)
-    else:
-        split = mappings.held_out_users(user, item, group, options, rng)
-    counts.update(split.counts)
-
-    workflow.save(folder / "workflow")
-    _write_id_maps(workflow, folder)
-    shutil.rmtree(work)
-    metadata = {
-        "dataset": raw.dataset,
-        "model": arguments.model,
-        "split": split.description,
-        "seed": arguments.seed,
-        "options": options.relevant(),
-        "counts": counts,
-        **split.metadata,
-    }
-    write_dataset(folder, split.columns, {"user": len(group), "item": n_items}, metadata)
-    notes = {
-        "seconds": f"{time.perf_counter() - started:.1f}",
-        "peak memory": f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB",
-        "rating column": "yes" if "rating" in blocks.columns else "none: every row is a positive",
-        "timestamp column": "yes" if "timestamp" in blocks.columns else "none: file order is time order",
-    }
-    outputs.file("statistics").write_text(statistics.page(metadata, to_numpy(user), to_numpy(item), notes))
-    outputs.describe("dataset", {**counts, "split": split.description})
-    logging.info("%s interactions prepared in %s s", f"{counts['interactions']:,}", notes["seconds"])
-
-
-def _write_id_maps(workflow: RatingsWorkflow, folder: Path) -> None:
-    for name in ("user", "item"):
-        raw = workflow.vocabulary(name)
-        ids = pa.array(np.arange(len(raw), dtype=np.int32))
-        pq.write_table(pa.table({"id": ids, "raw": raw}), folder / f"{name}_ids.parquet")
-
-
-def write_dataset(
-    folder: Path,
-    columns: Mapping[str, Mapping[str, np.ndarray]],
-    cardinality: Mapping[str, int],
-    metadata: Mapping[str, Any],
-) -> None:
-    """Writes each mapping as Parquet and the feature spec; equal mappings (same object) share a file."""
-    files: dict[int, str] = {}
-    for mapping, arrays in columns.items():
-        files.setdefault(id(arrays), f"{mapping}.parquet")
-    with ThreadPoolExecutor() as pool:
-        writes = [
-            pool.submit(pq.write_table, pa.table(dict(arrays)), folder / f"{mapping}.parquet")
-            for mapping, arrays in columns.items()
-            if files[id(arrays)] == f"{mapping}.parquet"
-        ]
-    for write in writes:
-        write.result()
-    sources = {
-        mapping: (Chunk("parquet", tuple(arrays), (files[id(arrays)],)),)
-        for mapping, arrays in columns.items()
-    }
-    names = columns["train"]
-    features = {
-        name: {"dtype": DTYPES[name], **({"cardinality": cardinality[name]} if name in cardinality else {})}
-        for name in names
-    }
-    FeatureSpec(folder, features, sources, {name: (name,) for name in names}, metadata).write()
-
-
-def _check_rows(blocks: Blocks, raw: RawRatings, options: Preparation) -> None:
-    where = ", ".join(raw.files)
-    if not blocks.rows:
-        raise UserError(f"{where}: no ratings, only a header; the data needs at least one row")
-    if not blocks.positives:
+    raw = RawData.read(arguments.raw)
+    preparation = importlib.import_module(f"components.preprocess.{raw.kind}.dataset")
+    if arguments.model not in preparation.MODELS:
         raise UserError(
-            f"{where}: all {blocks.rows:,} ratings are below preparation rating_threshold "
-            f"{options.rating_threshold:g}; lower it, or set it to null to take every row"
+            f"--model {arguments.model!r} cannot be trained on dataset {raw.dataset}: its raw data are of "
+            f"kind {raw.kind}, which is prepared for {', '.join(preparation.MODELS)}"
         )
-
-
-def _distinct(blocks: Blocks, encoded: Encoded) -> tuple[dict[str, Any], Any, Any]:
-    """Counts of every rule that dropped rows; distinct pairs, ordered by user and time."""
-    order = splits.earliest_interactions(encoded.user, encoded.item, encoded.n_items, encoded.timestamp)
-    user, item = encoded.user[order], encoded.item[order]
-    counts = {
-        "rows_read": blocks.rows,
-        "rows_below_rating_threshold": blocks.rows - blocks.positives,
-        "rows_of_rare_users": blocks.positives - encoded.rows_of_known_users,
-        "rows_of_unknown_items": encoded.rows_of_known_users - len(encoded.user),
-        "duplicate_rows": len(encoded.user) - len(user),
-        **statistics.counts_of(len(user), len(encoded.group), encoded.n_items),
-    }
-    return counts, user, item
+    folder = outputs.folder("dataset")
+    prepared = preparation.prepare(
+        raw, arguments.raw, arguments.model, arguments.options, arguments.seed, folder
+    )
+    outputs.file("statistics").write_text(prepared.page)
+    outputs.describe("dataset", prepared.summary)
 
 
 def main(argv: list[str] | None = None) -> int:

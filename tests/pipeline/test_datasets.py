@@ -10,7 +10,7 @@ import yaml
 
 from components.download.main import dataset_names, main
 from recsys.datasets import synthetic
-from recsys.raw_data import RawRatings
+from recsys.raw_data import RawData, RawRatings
 from recsys.step import UserError
 
 ML_100K = Path(__file__).parents[3] / "shared" / "data" / "ml-100k.csv"
@@ -36,7 +36,7 @@ def run(
 
 
 def written(tmp_path: Path) -> RawRatings:
-    return RawRatings.read(tmp_path / "out" / "raw")
+    return RawData.read(tmp_path / "out" / "raw")
 
 
 def file(tmp_path: Path, content: str | bytes, name: str = "data.csv") -> Path:
@@ -338,4 +338,4 @@ def test_broken_raw_yaml_names_the_rule(tmp_path, change, says):
 
 def test_missing_raw_yaml_is_named(tmp_path):
     with pytest.raises(UserError, match="raw.yaml: no such file"):
-        RawRatings.read(tmp_path)
+        RawData.read(tmp_path)

@@ -24,7 +24,7 @@ import pytest
 from components.download.main import main
 from recsys import storage, transfer
 from recsys.datasets import movielens
-from recsys.raw_data import RawRatings
+from recsys.raw_data import RawData
 from recsys.step import UserError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -314,7 +314,7 @@ def test_gs_folder_of_interactions(cloud, tmp_path):
         cloud.files[f"data/{part}.csv"] = f"user,item,rating,timestamp\n{part},1,5,1\n".encode()
     cloud.files["data/_SUCCESS"] = b""
     assert main(arguments(tmp_path, "gs://bucket/data/", "interactions")) == 0
-    raw = RawRatings.read(tmp_path / "out" / "raw")
+    raw = RawData.read(tmp_path / "out" / "raw")
     assert raw.files == ("a.csv", "b.csv")
 
 
@@ -343,7 +343,7 @@ def test_known_address_is_verified_and_published_whole(server, tmp_path, monkeyp
         json.dumps(executor),
     ]
     assert main(argv) == 0
-    raw = RawRatings.read(tmp_path / "out" / "raw")
+    raw = RawData.read(tmp_path / "out" / "raw")
     assert raw.columns == {"user": 0, "item": 1, "rating": 2, "timestamp": 3}
     assert (raw.separator, raw.header, raw.source["md5"]) == ("\t", False, known.md5)
     assert raw.paths(tmp_path / "out" / "raw")[0].read_text().startswith("1\t0\t1\t880000001\n")
@@ -400,7 +400,7 @@ def test_killed_step_leaves_no_raw_folder_and_the_rerun_resumes(server, tmp_path
 @pytest.mark.parametrize("scheme", ["", "file://"])
 def test_real_movielens_100k_is_read_in_place(tmp_path, scheme):
     assert main(arguments(tmp_path, f"{scheme}{ML_100K}")) == 0
-    raw = RawRatings.read(tmp_path / "out" / "raw")
+    raw = RawData.read(tmp_path / "out" / "raw")
     ratings = np.loadtxt(raw.paths(tmp_path / "out" / "raw")[0], dtype=np.int64, delimiter=raw.separator)
     assert ratings.shape == (100_000, 4)
     assert len(np.unique(ratings[:, raw.columns["user"]])) == 943
@@ -412,7 +412,7 @@ def test_ratings_file_is_found_at_any_depth(tmp_path):
         archive({"a/b/ml-10M100K/ratings.dat": "1::122::5::838985046\n", "a/x": ""})
     )
     assert main(arguments(tmp_path, tmp_path / "x.zip", "movielens-10m")) == 0
-    raw = RawRatings.read(tmp_path / "out" / "raw")
+    raw = RawData.read(tmp_path / "out" / "raw")
     assert (raw.files, raw.separator) == (("ratings.dat",), "::")
 
 

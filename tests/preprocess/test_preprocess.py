@@ -13,10 +13,11 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from components.preprocess import csv_files, ratings
 from components.preprocess.main import main
+from components.preprocess.ratings import blocks as ratings
+from components.preprocess.ratings import csv_files
 from recsys.feature_spec import FeatureSpec
-from recsys.raw_data import RawRatings
+from recsys.raw_data import RawData, RawRatings
 
 MOVIELENS = Path(__file__).parents[3] / "shared" / "data" / "ml-100k.zip"
 COLUMNS = {"user": "user", "item": "item", "rating": "rating", "timestamp": "timestamp"}
@@ -34,7 +35,7 @@ def write_raw(folder: Path, content, columns=COLUMNS, **description) -> Path:
             value.to_parquet(folder / name)
         else:
             (folder / name).write_bytes(value if isinstance(value, bytes) else value.encode())
-    RawRatings("toy", files, kind, columns, **description).write(folder)
+    RawRatings(dataset="toy", files=files, format=kind, columns=columns, **description).write(folder)
     return folder
 
 
@@ -258,7 +259,7 @@ def test_separators_of_several_characters_survive_block_boundaries(monkeypatch, 
     content = toy.to_csv(index=False, header=False).replace(",", "::")
     columns = {"user": 0, "item": 1, "rating": 2, "timestamp": 3}
     raw = write_raw(tmp_path / "raw", content.rstrip("\n"), columns, separator="::", header=False)
-    blocks = ratings.write_blocks(RawRatings.read(raw), raw, tmp_path / "blocks", None)
+    blocks = ratings.write_blocks(RawData.read(raw), raw, tmp_path / "blocks", None)
     stored = pd.concat(pd.read_parquet(file) for file in blocks.files)
     assert stored.astype(float).to_numpy().tolist() == toy.astype(float).to_numpy().tolist()
 
@@ -286,7 +287,7 @@ def test_separators_of_several_characters_survive_block_boundaries(monkeypatch, 
 )  # fmt: skip
 def test_raw_values_are_read_as_meant(content, stored, tmp_path):
     raw = write_raw(tmp_path / "raw", content)
-    blocks = ratings.write_blocks(RawRatings.read(raw), raw, tmp_path / "blocks", None)
+    blocks = ratings.write_blocks(RawData.read(raw), raw, tmp_path / "blocks", None)
     rows = [tuple(row.values()) for file in blocks.files for row in pq.read_table(file).to_pylist()]
     assert rows == stored
 

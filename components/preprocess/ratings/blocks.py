@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from components.preprocess import csv_files, parquet_files
+from components.preprocess.ratings import csv_files, parquet_files
 from recsys.raw_data import RawRatings
 from recsys.step import UserError
 

@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from components.preprocess.ratings import Blocks
+from components.preprocess.ratings.blocks import Blocks
 from recsys.arrays import array_module
 from recsys.splits import TRAIN
 from recsys.step import UserError
@@ -69,7 +69,7 @@ class RatingsWorkflow:
     """Fits, applies and saves the workflow.
 
     Args:
-        blocks: typed ratings (:mod:`components.preprocess.ratings`).
+        blocks: typed ratings (:mod:`components.preprocess.ratings.blocks`).
         threshold: a rating of at least this is a positive; ``None`` takes every row.
         min_user_ratings, min_item_ratings: rarer users and items are out of the vocabulary.
         work: an empty folder for the vocabularies, needed until :meth:`save`.

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from components.preprocess.preparation import Preparation
+from components.preprocess.ratings.preparation import Preparation
 from recsys import splits
 from recsys.arrays import array_module, to_numpy
 from recsys.step import UserError

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.csv
 
-from components.preprocess.columns import MEANING, checked, find
+from components.preprocess.ratings.columns import MEANING, checked, find
 from recsys.raw_data import RawRatings
 from recsys.step import UserError
 
