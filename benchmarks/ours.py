@@ -9,7 +9,6 @@ from pathlib import Path
 from recsys import counter_random, device, models
 from recsys.engine import create_engine
 from recsys.feature_spec import FeatureSpec
-from recsys.input_pipeline import epoch_batches
 
 name, folder, batch_size, steps = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 module = models.load(name)
@@ -17,9 +16,7 @@ model = module.Model(module.Config(batch_size=batch_size), FeatureSpec.read(fold
 engine = create_engine(model, model.network(1), model.config, model.training_arrays())
 gflops = device.matrix_product_rate(4096, 3) / 1e9
 begin, units = 0.0, 0
-batches = itertools.chain.from_iterable(
-    epoch_batches(model.examples, model.batch_examples, 1, epoch) for epoch in itertools.count()
-)
+batches = itertools.chain.from_iterable(model.batches(1, epoch) for epoch in itertools.count())
 full = (batch for batch in batches if batch.examples == model.batch_examples)
 for step, batch in enumerate(itertools.islice(full, steps + 2)):
     if step == 2:

@@ -164,12 +164,29 @@ def load(folder: Path, spec: FeatureSpec) -> Trained:
         raise UserError(
             f"--checkpoint {folder}: cannot be read: {' '.join(str(error).split())[:200]}"
         ) from None
-    for channel in ("user", "item"):
-        here = spec.cardinality(channel)
-        there = trained_on["feature_spec"][trained_on["channel_spec"][channel][0]]["cardinality"]
-        if here != there:
+    here = _input_shapes(spec.feature_spec, spec.channel_spec, module.Model.inputs)
+    there = _input_shapes(trained_on["feature_spec"], trained_on["channel_spec"], module.Model.inputs)
+    for channel in module.Model.inputs:
+        if here[channel] != there[channel]:
             raise UserError(
-                f"--checkpoint {folder}: was trained with {there} {channel}s, {spec.folder} has {here}"
+                f"--checkpoint {folder}: was trained with channel {channel!r} of {_shown(there[channel])}, "
+                f"{spec.folder} has {_shown(here[channel])}"
             )
     parsed: Any = configuration.from_json(module.Config, about["hyperparameters"], str(folder / CONFIG))
     return Trained(module.Model(parsed, spec), network, about)
+
+
+def _input_shapes(features: Any, channels: Any, names: tuple[str, ...]) -> dict[str, list[tuple]]:
+    """Channel to cardinality and hotness of each of its features, in order; names may differ."""
+    keys = ("cardinality", "max_hotness")
+    return {
+        name: [tuple((features[f] or {}).get(key) for key in keys) for f in channels.get(name, ())]
+        for name in names
+    }
+
+
+def _shown(shapes: list[tuple]) -> str:
+    """``2 features with 943 and 1682 ids``, shortened."""
+    cardinalities = [str(cardinality) for cardinality, _ in shapes[:20] if cardinality]
+    ids = f" with {', '.join(cardinalities)} ids" if cardinalities else ""
+    return f"{len(shapes)} feature{'' if len(shapes) == 1 else 's'}{ids}"

@@ -43,21 +43,16 @@ def from_json(cls: type[T], values: Mapping[str, Any], where: str) -> T:
 
 
 def _convert(kind: Any, value: Any) -> Any:
-    origin = typing.get_origin(kind)
+    """``value`` as the type ``kind``; ValueError when it is of another one."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in typing.get_args(kind):
-            return None
-        for option in typing.get_args(kind):
-            if option is not type(None):
-                try:
-                    return _convert(option, value)
-                except ValueError:
-                    continue
+        return _convert_to_one_of(arguments, value)
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(_convert(arguments[0], entry) for entry in value)
+    if origin is dict and isinstance(value, dict):
+        return {key: _convert(arguments[1], entry) for key, entry in value.items()}
+    if origin is not None:
         raise ValueError
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise ValueError
-        return tuple(_convert(typing.get_args(kind)[0], entry) for entry in value)
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     # KFP's protobuf structs hold every number as a double: 30 arrives as 30.0.
@@ -68,11 +63,25 @@ def _convert(kind: Any, value: Any) -> Any:
     raise ValueError
 
 
+def _convert_to_one_of(options: tuple[Any, ...], value: Any) -> Any:
+    if value is None and type(None) in options:
+        return None
+    for option in options:
+        if option is not type(None):
+            try:
+                return _convert(option, value)
+            except ValueError:
+                continue
+    raise ValueError
+
+
 def _describe(kind: Any) -> str:
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is tuple:
         return f"a list of {_describe(arguments[0]).removeprefix('a ')}s"
+    if origin is dict:
+        return f"an object of names, each with {_describe(arguments[1])}"
     if origin in (types.UnionType, typing.Union):
         return " or ".join("null" if option is type(None) else _describe(option) for option in arguments)
     return names.get(kind, str(kind))
@@ -85,7 +94,7 @@ class TrainingConfig:
     Attributes:
         epochs: passes over the training data.
         batch_size: global batch in the reference's unit (NCF: samples with negatives; VAE-CF: users).
-        learning_rate, beta_1, beta_2, epsilon: Adam.
+        learning_rate, epsilon: of the optimizer.
         l2: adds ``l2 * sum(w**2)`` over kernels and embeddings to the loss.
         gradient_accumulation: batches whose mean gradient makes one optimizer update.
         precision: compute type; variables and loss stay float32. float16 brings dynamic loss scaling.
@@ -103,8 +112,6 @@ class TrainingConfig:
     epochs: int = 30
     batch_size: int = 1024
     learning_rate: float = 0.001
-    beta_1: float = 0.9
-    beta_2: float = 0.999
     epsilon: float = 1e-8
     l2: float = 0.0
     gradient_accumulation: int = 1
@@ -125,11 +132,26 @@ class TrainingConfig:
             self.check(name, getattr(self, name) > 0, "more than 0")
         for name in ("l2", "micro_batch", "eval_after", "checkpoint_seconds"):
             self.check(name, getattr(self, name) >= 0, "0 or more")
-        for name in ("beta_1", "beta_2"):
-            self.check(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
         self.check("precision", self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
 
     def check(self, name: str, legal: bool, allowed: str) -> None:
         """Raises :class:`UserError` when the field's value is not legal."""
         if not legal:
             raise UserError(f"hyperparameters: {name} must be {allowed}, not {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamConfig(TrainingConfig):
+    """Of the models that Adam trains.
+
+    Attributes:
+        beta_1, beta_2: decay of Adam's first and second moment.
+    """
+
+    beta_1: float = 0.9
+    beta_2: float = 0.999
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("beta_1", "beta_2"):
+            self.check(name, 0 <= getattr(self, name) < 1, "in [0, 1)")

@@ -5,7 +5,7 @@ A model is written as pure functions on named weights (see :mod:`recsys.models`)
 1. *lookup*: gather rows of the tables (sparse work; its gradient is a scatter-add),
 2. *loss*: everything dense, from the rows to a scalar, in micro-batches where that keeps activations in
    cache, with the gradients summed,
-3. *update*: one Adam step on all variables.
+3. *update*: one step of the model's optimizer on all variables.
 
 On TensorFlow, XLA compiles 2 and 3 but not 1: its scatter on a CPU is a serial loop (measured: 0.27 s of a
 VAE-CF step of 1.17 s, where TensorFlow's own kernels take 0.06 s). JAX compiles the whole step; PyTorch runs
@@ -46,7 +46,9 @@ class Engine(abc.ABC):
         self.arrays = self.put(arrays)
         self.variables = network.trainable_variables
         self.names = [variable.path for variable in self.variables]
-        self.optimizer = _optimizer(config)
+        self.optimizer = model.optimizer()
+        if config.precision == "float16":
+            self.optimizer = keras.optimizers.LossScaleOptimizer(self.optimizer)
         self.optimizer.build(self.variables)
 
     def put(self, arrays: Mapping[str, Any]) -> Tensors:
@@ -278,18 +280,6 @@ def compile_inference(function: Callable) -> Callable:
 
         return jax.jit(function)
     return function
-
-
-def _optimizer(config: TrainingConfig) -> keras.optimizers.Optimizer:
-    accumulate = config.gradient_accumulation
-    adam = keras.optimizers.Adam(
-        config.learning_rate,
-        config.beta_1,
-        config.beta_2,
-        config.epsilon,
-        gradient_accumulation_steps=accumulate if accumulate > 1 else None,
-    )
-    return keras.optimizers.LossScaleOptimizer(adam) if config.precision == "float16" else adam
 
 
 def _loss_scale(optimizer):

@@ -1,6 +1,7 @@
 """``http(s)://`` files for :mod:`recsys.storage`."""
 
 import contextlib
+import re
 from collections.abc import Iterator
 
 import requests
@@ -9,14 +10,22 @@ from recsys.step import UserError
 from recsys.transfer import TIMEOUT, Part, TransientError, one_line
 
 
-def fetch(part: Part) -> None:
+class AccessError(UserError):
+    """The server wants a login (``code`` 401) or does not let this one in (403)."""
+
+    def __init__(self, message: str, code: int):
+        super().__init__(message)
+        self.code = code
+
+
+def fetch(part: Part, login: tuple[str, str] | None = None) -> None:
     """One attempt: the rest of the file if the server still has the version in ``part``, else all of it."""
     # Compression on the way would make lengths and ranges count other bytes than the file's.
     headers = {"Accept-Encoding": "identity"}
     have = part.size
     if have and part.version:
         headers |= {"Range": f"bytes={have}-", "If-Range": part.version}
-    with _get(part.address, headers) as response:
+    with _get(part.address, headers, login) as response:
         content_range = response.headers.get("Content-Range", "")
         if response.status_code == 416 and content_range == f"bytes */{have}":
             return  # nothing is missing
@@ -45,9 +54,12 @@ def read(address: str) -> bytes | None:
 
 
 @contextlib.contextmanager
-def _get(address: str, headers: dict[str, str]) -> Iterator[requests.Response]:
+def _get(
+    address: str, headers: dict[str, str], login: tuple[str, str] | None = None
+) -> Iterator[requests.Response]:
     with _errors(address):
-        response = requests.get(address, headers=headers, stream=True, timeout=TIMEOUT)
+        # Requests drops the login when it is redirected to another host.
+        response = requests.get(address, headers=headers, auth=login, stream=True, timeout=TIMEOUT)
     with response:
         yield response
 
@@ -64,7 +76,8 @@ def _check(address: str, response: requests.Response) -> None:
         asked = response.headers.get("Retry-After", "")
         raise TransientError(answer, float(asked) if asked.isdigit() else 0.0)
     if code in (401, 403):
-        raise UserError(f"{address}: no permission ({answer}); use an address that needs no login, or a copy")
+        message = f"{address}: no permission ({answer}); use an address that needs no login, or a copy"
+        raise AccessError(message, code)
     if code >= 400:
         raise UserError(f"{address}: {answer}; check the address")
 
@@ -80,6 +93,9 @@ def _errors(address: str) -> Iterator[None]:
         requests.Timeout,
         requests.exceptions.ChunkedEncodingError,
     ) as error:
-        raise TransientError(f"the connection failed ({one_line(error)})") from None
+        # Without the query of an address that we were redirected to: a signed one is as good as a password.
+        raise TransientError(
+            f"the connection failed ({one_line(re.sub(r'[?][^ )]*', '', str(error)))})"
+        ) from None
     except requests.RequestException as error:
         raise UserError(f"{address}: cannot be fetched: {one_line(error)}") from None

@@ -101,3 +101,71 @@ class HeldOut:
 
     def _relevant(self) -> np.ndarray:
         return np.bincount(self.row, minlength=self.users)
+
+
+@dataclass(frozen=True)
+class Clicks:
+    """Scores of rows with a binary label: a whole held-out mapping, or a part of one.
+
+    Attributes:
+        logits: float, (rows,).
+        labels: (rows,), 0 or 1.
+        groups: int, (rows,), whose rows are ranked against each other; None where there are no groups.
+    """
+
+    logits: np.ndarray
+    labels: np.ndarray
+    groups: np.ndarray | None = None
+
+    @classmethod
+    def join(cls, parts: Iterable["Clicks"]) -> "Clicks":
+        """Puts batches, or the shares of ranks, together; their order cannot change a metric."""
+        parts = list(parts)
+        groups = [part.groups for part in parts if part.groups is not None]
+        return cls(
+            np.concatenate([part.logits for part in parts]).astype(np.float64),
+            np.concatenate([part.labels for part in parts]) > 0,
+            np.concatenate(groups) if groups else None,
+        )
+
+    def auc(self) -> float:
+        """Area under the ROC curve, exactly: the share of (positive, negative) pairs in the right order.
+
+        A pair with equal scores counts half. NaN is the worst score of a positive, the best of a negative.
+        """
+        positive = self.labels > 0
+        worst = np.where(positive, -np.inf, np.inf)
+        scores = np.where(np.isnan(self.logits), worst, self.logits)
+        _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
+        middle = np.cumsum(counts) - (counts - 1) / 2.0  # mean 1-based rank of each distinct score
+        n = int(positive.sum())
+        above = middle[place[positive]].sum() - n * (n + 1) / 2.0
+        return float(above / (n * (len(positive) - n)))
+
+    def log_loss(self) -> float:
+        """Mean binary cross-entropy in nats, from logits, so that a certain mistake stays finite."""
+        x = self.logits.astype(np.float64)
+        return float(np.mean(np.maximum(x, 0.0) - x * self.labels + np.log1p(np.exp(-np.abs(x)))))
+
+    def mean_average_precision(self, k: int) -> float:
+        """MAP@k over the groups that have a positive.
+
+        AP@k is the sum over a group's positives of the precision at their rank, as far as that is at most k,
+        divided by min(k, positives). With one positive (Outbrain) it is 1 / rank. A positive stands behind
+        every negative with the same score.
+        """
+        if self.groups is None:
+            raise ValueError("these rows have no groups to rank within")
+        scores = np.where(np.isnan(self.logits), -np.inf, self.logits)
+        order = np.lexsort((self.labels, -scores, self.groups))
+        group, label = self.groups[order], self.labels[order] > 0
+        first = np.concatenate([[True], group[1:] != group[:-1]])
+        number = np.cumsum(first) - 1
+        start = np.flatnonzero(first)
+        rank = np.arange(len(group)) - start[number] + 1
+        hits = np.cumsum(label)
+        hits = hits - (hits[start] - label[start])[number]
+        positives = np.bincount(number, label)
+        precision = np.where(label & (rank <= k), hits / rank, 0.0)
+        average = np.bincount(number, precision) / np.minimum(np.maximum(positives, 1), k)
+        return float(average[positives > 0].mean())

@@ -53,20 +53,25 @@ def obtain(address: str, folder: Path) -> Path:
     return path
 
 
-def fetch(address: str, path: Path) -> None:
+def fetch(address: str, path: Path, login: tuple[str, str] | None = None) -> None:
     """Downloads ``address`` to ``path``; resumes what an earlier attempt left, even one of a dead process.
 
     ``path`` appears only when it is whole. A changed or non-resumable source starts over.
 
     Args:
         address: ``http(s)://`` or ``gs://``.
+        login: user and password for ``http(s)://``; a host that it redirects to does not see them.
     Raises:
         UserError: no such file, no permission, no disk space, or ``ATTEMPTS`` failures in a row.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = Part(address, path)
-    download = google_storage.fetch if address.startswith("gs://") else http_storage.fetch
-    persist(address, lambda: download(part), lambda: part.size)
+    on_google = address.startswith("gs://")
+    persist(
+        address,
+        lambda: google_storage.fetch(part) if on_google else http_storage.fetch(part, login),
+        lambda: part.size,
+    )
     part.finish()
 
 

@@ -20,7 +20,6 @@ from recsys import checkpoint, config, counter_random, device, report
 from recsys.checkpoint import Trained
 from recsys.engine import compile_inference, create_engine
 from recsys.feature_spec import FeatureSpec
-from recsys.input_pipeline import epoch_batches
 from recsys.step import Outputs, UserError
 
 log = logging.getLogger(__name__)
@@ -150,7 +149,7 @@ def _repeat(once: Callable[[], float], warmup: int, repeats: int, seconds: float
 def _endless(model: Any, seed: int) -> Iterator[Any]:
     """Full batches of epoch after epoch; a shorter last batch would distort the rate."""
     for epoch in itertools.count():
-        for batch in epoch_batches(model.examples, model.batch_examples, seed, epoch):
+        for batch in model.batches(seed, epoch):
             if batch.examples == model.batch_examples or model.examples < model.batch_examples:
                 yield batch
 

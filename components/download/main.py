@@ -28,7 +28,7 @@ STEP.parameter("dataset", help="file in recsys/datasets that serves it, such as 
 STEP.parameter("source", default="", help="address of a copy: path, file://, http(s):// or gs://")
 STEP.parameter("options", type=json_object, default={}, help="the dataset's options, a JSON object")
 STEP.parameter("seed", type=int, default=0, help="of generated data")
-STEP.output("raw", help="folder of rating files and raw.yaml")
+STEP.output("raw", help="folder of the raw files and raw.yaml")
 STEP.output("about", help="Markdown: source, checksum, sizes, licence, citation")
 
 

@@ -1,4 +1,4 @@
-"""Scores a checkpoint on a whole held-out split and reports it beside popularity."""
+"""Scores a checkpoint on a whole held-out split and reports it beside a baseline."""
 
 import argparse
 import logging
@@ -20,16 +20,17 @@ class Evaluation:
 
     Attributes:
         mapping: ``test`` or ``validation``.
-        batch_size: users scored at once; it cannot change a metric.
+        batch_size: users (Wide & Deep: rows) scored at once; null for the model's validation_batch_size. It
+            cannot change a metric.
     """
 
     mapping: str = "test"
-    batch_size: int = 1000
+    batch_size: int | None = None
 
     def __post_init__(self) -> None:
         if self.mapping not in ("test", "validation"):
             raise UserError(f"--options: mapping must be test or validation, not {self.mapping!r}")
-        if self.batch_size < 1:
+        if self.batch_size is not None and self.batch_size < 1:
             raise UserError(f"--options: batch_size must be at least 1, not {self.batch_size}")
 
 
@@ -39,20 +40,21 @@ def evaluate(arguments: argparse.Namespace, outputs: Outputs) -> None:
     spec = FeatureSpec.read(arguments.dataset)
     trained = checkpoint.load(arguments.checkpoint, spec)
     start = time.perf_counter()
-    values = trained.model.evaluate(compile_inference, trained.weights(), options.mapping, options.batch_size)
+    batch_size = options.batch_size or trained.model.config.validation_batch_size
+    values = trained.model.evaluate(compile_inference, trained.weights(), options.mapping, batch_size)
     seconds = time.perf_counter() - start
-    popularity = trained.model.popularity(options.mapping)
+    baseline = trained.model.baseline_metrics(options.mapping)
     for name, value in values.items():
-        log.info("%s %.4f (popularity %.4f)", name, value, popularity[name])
+        log.info("%s %.4f (%s %.4f)", name, value, trained.model.baseline, baseline[name])
     outputs.metrics(
         "metrics",
         {
             **values,
-            **{f"popularity_{name}": value for name, value in popularity.items()},
+            **{f"{trained.model.baseline}_{name}": value for name, value in baseline.items()},
             "seconds": round(seconds, 3),
         },
     )
-    outputs.file("report").write_text(_report(trained, spec, options, values, popularity))
+    outputs.file("report").write_text(_report(trained, spec, options, values, baseline))
 
 
 def _report(
@@ -60,14 +62,14 @@ def _report(
     spec: FeatureSpec,
     options: Evaluation,
     values: dict[str, float],
-    popularity: dict[str, float],
+    baseline: dict[str, float],
 ) -> str:
     about = trained.about
-    rows = [f"| {name} | {value:.4f} | {popularity[name]:.4f} |" for name, value in values.items()]
+    rows = [f"| {name} | {value:.4f} | {baseline[name]:.4f} |" for name, value in values.items()]
     lines = [
         f"# {about['model']} on {spec.metadata.get('dataset', 'a dataset')}, {options.mapping} split",
         "",
-        "| metric | model | popularity |",
+        f"| metric | model | {trained.model.baseline} |",
         "|---|---|---|",
         *rows,
         "",
@@ -77,5 +79,5 @@ def _report(
     if trained.about["dataset_sha256"] != spec.digest():
         lines += ["", "The checkpoint was trained on other data than this (the SHA-256 digests differ)."]
     if spec.source_spec.get("validation") == spec.source_spec.get("test") and "test" in spec.source_spec:
-        lines += ["", "The best epoch was chosen on the test users, as the published references do."]
+        lines += ["", "The best epoch was chosen on the test data, as the published references do."]
     return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""Evaluate: a checkpoint and a held-out split -> the paper's metrics, beside those of popularity."""
+"""Evaluate: a checkpoint and a held-out split -> the paper's metrics, beside those of a baseline."""
 
 import os
 import sys
@@ -8,8 +8,8 @@ from recsys.step import Step, json_object
 STEP = Step("evaluate", "Computes the metrics of a checkpoint on held-out data.")
 STEP.input("dataset", "folder with feature_spec.yaml")
 STEP.input("checkpoint", "folder that the train step wrote")
-STEP.parameter("options", json_object, "{}", 'JSON object: {"mapping": "test", "batch_size": 1000}')
-STEP.output("metrics", "the metrics, and those of a popularity ranking")
+STEP.parameter("options", json_object, "{}", 'JSON object: {"mapping": "test", "batch_size": 4096}')
+STEP.output("metrics", "the metrics, and those of the baseline (popularity, or click rates of items)")
 STEP.output("report", "the same as a Markdown table")
 
 

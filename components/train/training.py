@@ -20,7 +20,7 @@ from recsys import checkpoint, config, counter_random, device, models
 from recsys.checkpoint import Progress
 from recsys.engine import Engine, compile_inference, create_engine
 from recsys.feature_spec import FeatureSpec
-from recsys.input_pipeline import epoch_batches, steps_per_epoch
+from recsys.input_pipeline import steps_per_epoch
 from recsys.step import Outputs, UserError
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def train(arguments: argparse.Namespace, outputs: Outputs) -> None:
     spec = FeatureSpec.read(arguments.dataset)
     model = module.Model(hyperparameters, spec)
     # A dataset that cannot be validated fails here, before the first epoch and not after it.
-    log.info("popularity on the validation data: %s", model.popularity("validation"))
+    log.info("%s on the validation data: %s", model.baseline, model.baseline_metrics("validation"))
     network = model.network(arguments.seed)
     engine = create_engine(model, network, hyperparameters, model.training_arrays())
     log.info("%s: %s", arguments.model, hyperparameters)
@@ -131,7 +131,7 @@ class Run:
         first = progress.step_in_epoch
         seconds, start = 0.0, time.perf_counter()
         trace = contextlib.ExitStack()
-        for batch in epoch_batches(model.examples, model.batch_examples, self.seed, progress.epoch, first):
+        for batch in model.batches(self.seed, progress.epoch, first):
             if self.config.trace and progress.step == TRACED_STEPS.start:
                 trace.enter_context(device.trace(self.folder / "trace"))
             seed = counter_random.step_seed(self.seed, progress.step)

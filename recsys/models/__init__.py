@@ -7,7 +7,7 @@ file here, and its defaults for preparing data in ``components/preprocess``.
 
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -35,6 +35,8 @@ class Recommender(Protocol):
         metric: the validation metric that chooses the best checkpoint; larger is better.
         inference_batch_sizes: batch sizes of the reference's inference benchmark.
         unit: what throughput counts ("samples", "users").
+        baseline: what the metrics are reported beside ("popularity", "item_ctr").
+        inputs: channels of categorical features that the network was built for.
         tables: names of the weights that :meth:`lookup` reads.
         examples: number of training examples.
         batch_examples: examples of one global batch.
@@ -47,6 +49,8 @@ class Recommender(Protocol):
     metric: str
     inference_batch_sizes: tuple[int, ...]
     unit: str
+    baseline: str
+    inputs: tuple[str, ...]
     tables: tuple[str, ...]
     examples: int
     batch_examples: int
@@ -58,8 +62,14 @@ class Recommender(Protocol):
     def network(self, seed: int) -> "keras.Model":
         """A new network of stock Keras layers: loads anywhere that Keras does."""
 
+    def optimizer(self) -> "keras.optimizers.Optimizer":
+        """The optimizer of all weights, not built yet."""
+
     def training_arrays(self) -> dict[str, np.ndarray]:
         """The training data, as arrays that stay on the device."""
+
+    def batches(self, seed: int, epoch: int, first: int = 0) -> "Iterator[Batch]":
+        """The batches of one epoch, in an order that depends on (seed, epoch) only, from number ``first``."""
 
     def batch(self, batch: "Batch", seed: np.int32, step: int) -> dict[str, Any]:
         """What one step receives from the host: indices, weights and scalars."""
@@ -77,8 +87,8 @@ class Recommender(Protocol):
     ) -> dict[str, float]:
         """Metrics over all of a held-out mapping (``validation`` or ``test``)."""
 
-    def popularity(self, mapping: str) -> dict[str, float]:
-        """The same metrics when every user is shown the most popular items."""
+    def baseline_metrics(self, mapping: str) -> dict[str, float]:
+        """The same metrics of the baseline, which looks at the training data and not at the weights."""
 
     def inference(self, compile: Compiler, batch_size: int) -> tuple[Callable[[Tensors], Any], int]:
         """A function of the weights that scores one batch, and how many units it scores."""

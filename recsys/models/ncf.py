@@ -11,7 +11,7 @@ differs from them on purpose:
 * The last, shorter batch of an epoch is used.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +20,11 @@ import numpy as np
 from keras import ops
 
 from recsys import counter_random, metrics
-from recsys.config import TrainingConfig
+from recsys.config import AdamConfig
 from recsys.device import on_cpu
 from recsys.feature_spec import FeatureSpec
-from recsys.input_pipeline import Batch, Csr, user_batches
+from recsys.input_pipeline import Batch, Csr, epoch_batches, user_batches
+from recsys.optimizers import adam
 from recsys.step import UserError
 
 TABLES = ("user_mf/embeddings", "item_mf/embeddings", "user_mlp/embeddings", "item_mlp/embeddings")
@@ -33,7 +34,7 @@ NEGATIVES, DROPOUT = 0, 1  # streams of per-sample randomness; layer i drops wit
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(TrainingConfig):
+class Config(AdamConfig):
     """Defaults are the references' (ML-20M).
 
     Attributes:
@@ -89,6 +90,8 @@ class Model:
 
     unit = "samples"
     inference_batch_sizes = (1, 64, 1024, 4096, 16384, 65536, 262144, 1048576)
+    baseline = "popularity"
+    inputs = ("user", "item")
     tables = TABLES + PROJECTION
 
     def __init__(self, config: Config, spec: FeatureSpec):
@@ -153,6 +156,14 @@ class Model:
             known = Csr.from_pairs(pairs // self.items, pairs % self.items, self.users)
             arrays |= {"known_start": known.indptr, "known_item": known.items}
         return arrays
+
+    def optimizer(self) -> keras.optimizers.Optimizer:
+        """Adam."""
+        return adam(self.config)
+
+    def batches(self, seed: int, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """Indices of each batch of an epoch."""
+        return epoch_batches(self.examples, self.batch_examples, seed, epoch, first)
 
     def batch(self, batch: Batch, seed: np.int32, step: int) -> dict[str, Any]:
         """Indices of positives, their weights and counters; 4 to 12 bytes an example."""
@@ -262,7 +273,7 @@ class Model:
             ranks.append(ops.convert_to_numpy(self._rank(weights, *arguments))[: len(rows)] + 1)
         return self._metrics(np.concatenate(ranks))
 
-    def popularity(self, mapping: str) -> dict[str, float]:
+    def baseline_metrics(self, mapping: str) -> dict[str, float]:
         """HR@k and NDCG@k when candidates are ranked by their number of training interactions."""
         series = self.series(mapping)
         scores = np.bincount(self._column("item"), minlength=self.items)[series.item]

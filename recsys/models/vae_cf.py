@@ -9,7 +9,7 @@ The hyperparameters and the evaluation follow NVIDIA's TensorFlow reference. Wha
 * Evaluation takes every held-out user; ties are pessimistic; there are no padding items to recommend.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +18,11 @@ import numpy as np
 from keras import ops
 
 from recsys import counter_random
-from recsys.config import TrainingConfig
+from recsys.config import AdamConfig
 from recsys.feature_spec import FeatureSpec
-from recsys.input_pipeline import Batch, Csr, user_batches
+from recsys.input_pipeline import Batch, Csr, epoch_batches, user_batches
 from recsys.metrics import HeldOut, TopK
+from recsys.optimizers import adam
 from recsys.step import UserError
 
 INPUT_DROPOUT, NOISE = 0, 1  # streams of per-sample randomness
@@ -30,7 +31,7 @@ ACTIVATIONS = ("tanh", "relu")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(TrainingConfig):
+class Config(AdamConfig):
     """Defaults are the reference's (ML-20M).
 
     Attributes:
@@ -74,6 +75,8 @@ class Model:
 
     unit = "users"
     inference_batch_sizes = (1, 10, 100, 1000)
+    baseline = "popularity"
+    inputs = ("user", "item")
     tables = ("encoder_0/kernel",)
     units_per_example = 1
     micro_batch = 0
@@ -143,6 +146,14 @@ class Model:
     def training_arrays(self) -> dict[str, np.ndarray]:
         """Items of the training users (CSR)."""
         return {"start": self._train.indptr, "item": self._train.items}
+
+    def optimizer(self) -> keras.optimizers.Optimizer:
+        """Adam."""
+        return adam(self.config)
+
+    def batches(self, seed: int, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """Indices of each batch of an epoch."""
+        return epoch_batches(self.examples, self.batch_examples, seed, epoch, first)
 
     def batch(self, batch: Batch, seed: np.int32, step: int) -> dict[str, Any]:
         """Users, their weights and counters, and one slot for each of their interactions.
@@ -266,7 +277,7 @@ class Model:
             batches.append(TopK(values, ties, row, scores[: len(row)]))
         return self._metrics(HeldOut.join(batches))
 
-    def popularity(self, mapping: str) -> dict[str, float]:
+    def baseline_metrics(self, mapping: str) -> dict[str, float]:
         """The same metrics when every user gets the most popular items that the user has not seen."""
         given, held_out = self.held_out(mapping)
         popularity = np.bincount(self._train.items, minlength=self.items).astype(np.float64)

@@ -11,7 +11,6 @@ import numpy as np
 from recsys import counter_random, models
 from recsys.engine import compile_inference, create_engine
 from recsys.feature_spec import FeatureSpec
-from recsys.input_pipeline import epoch_batches
 
 SMALL = {
     "ncf": {
@@ -22,6 +21,7 @@ SMALL = {
         "verify_negatives": True,
     },
     "vae_cf": {"hidden": (24,), "latent": 8, "batch_size": 50, "topk": 20},
+    "wide_deep": {"hidden": (24, 12), "batch_size": 512, "micro_batch": 128, "combiner": "mean"},
 }
 STEPS = 12
 
@@ -37,7 +37,7 @@ def take_steps(name: str, dataset: str, output: str) -> None:
     engine = create_engine(model, network, model.config, model.training_arrays())
     losses, step = [], 0
     while step < STEPS:
-        for batch in epoch_batches(model.examples, model.batch_examples, 1, step):
+        for batch in model.batches(1, step):
             seed = counter_random.step_seed(1, step)
             losses.append(float(engine.train_step(model.batch(batch, seed, step))))
             step += 1

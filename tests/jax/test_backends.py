@@ -17,7 +17,7 @@ TENSORFLOW = ROOT / ".venv/train/bin/python"
 PROGRAM = Path(__file__).with_name("take_steps.py")
 
 
-@pytest.mark.parametrize("name", ["ncf", "vae_cf"])
+@pytest.mark.parametrize("name", ["ncf", "vae_cf", "wide_deep"])
 def test_jax_and_tensorflow_take_the_same_steps(name, tmp_path, request):
     if not TENSORFLOW.exists():
         pytest.skip("needs .venv/train; run make setup")

@@ -2,8 +2,8 @@
 
 import os
 
-from planted import ncf_dataset, vae_dataset
+from planted import ncf_dataset, vae_dataset, wide_dataset
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-__all__ = ["ncf_dataset", "vae_dataset"]
+__all__ = ["ncf_dataset", "vae_dataset", "wide_dataset"]

@@ -78,3 +78,73 @@ def vae_dataset(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("vae")
     write_dataset(folder, mappings, ("user", "item"))
     return folder
+
+
+CLICK_FEATURES = {
+    "user": {"dtype": "int32", "cardinality": 50},
+    "item": {"dtype": "int32", "cardinality": 40},
+    "device": {"dtype": "int32", "cardinality": 4, "embedding_size": 3},
+    "topics": {"dtype": "int32", "cardinality": 9, "max_hotness": 3},
+    "price": {"dtype": "float32"},
+    "age": {"dtype": "float32"},
+    "clicked": {"dtype": "float32"},
+    "display": {"dtype": "int64"},
+}
+CLICK_CHANNELS = {
+    "user": ("user",),
+    "item": ("item",),
+    "onehot_categorical": ("item", "device"),  # a feature of two channels is one input
+    "multihot_categorical": ("topics",),
+    "numerical": ("price", "age"),
+    "label": ("clicked",),
+    "group": ("display",),
+}
+
+
+def planted_clicks(generator, rows: int, shuffle_labels: bool = False) -> dict[str, object]:
+    """Clicks that follow from user x item taste, topics and price; topics are lists of 0 to 3 ids."""
+    taste = np.random.default_rng(1)
+    user, item = generator.integers(0, 50, rows), generator.integers(0, 40, rows)
+    lengths = generator.integers(0, 4, rows)
+    topics = generator.integers(0, 9, lengths.sum())
+    price = generator.normal(size=rows)
+    score = (taste.normal(size=(50, 4))[user] * taste.normal(size=(40, 4))[item]).sum(axis=1) + price
+    score += np.bincount(np.repeat(np.arange(rows), lengths), taste.normal(size=9)[topics], minlength=rows)
+    clicked = score + generator.logistic(size=rows) > 0
+    if shuffle_labels:
+        clicked = generator.permutation(clicked)
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
+    return {
+        "user": user.astype(np.int32),
+        "item": item.astype(np.int32),
+        "device": generator.integers(0, 4, rows, dtype=np.int32),
+        "topics": pa.ListArray.from_arrays(offsets, pa.array(topics, pa.int32())),
+        "price": price.astype(np.float32),
+        "age": generator.random(rows, np.float32),
+        "clicked": clicked.astype(np.float32),
+        "display": generator.permutation(np.arange(rows) // 5),
+    }
+
+
+def write_clicks(folder: Path, train: int, test: int, row_group: int, shuffle_labels: bool = False) -> Path:
+    """A dataset for Wide & Deep: train in two files, without the display; validation is test."""
+    generator = np.random.default_rng(9)
+    names = list(CLICK_FEATURES)
+    parts = {
+        "train": pa.table(planted_clicks(generator, train, shuffle_labels)).drop_columns(["display"]),
+        "test": pa.table(planted_clicks(generator, test, shuffle_labels)),
+    }
+    pq.write_table(parts["train"][: train // 3], folder / "train_0.parquet", row_group_size=row_group)
+    pq.write_table(parts["train"][train // 3 :], folder / "train_1.parquet", row_group_size=row_group)
+    pq.write_table(parts["test"], folder / "test.parquet", row_group_size=row_group)
+    test_chunks = (Chunk("parquet", tuple(names), ("test.parquet",)),)
+    train_chunks = (Chunk("parquet", tuple(names[:-1]), ("train_0.parquet", "train_1.parquet")),)
+    sources = {"train": train_chunks, "validation": test_chunks, "test": test_chunks}
+    FeatureSpec(folder, CLICK_FEATURES, sources, CLICK_CHANNELS).write()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def wide_dataset(tmp_path_factory) -> Path:
+    """Six thousand planted clicks to train on, two thousand held out."""
+    return write_clicks(tmp_path_factory.mktemp("wide"), 6000, 2000, 700)

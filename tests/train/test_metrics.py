@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from sklearn.metrics import average_precision_score, log_loss, roc_auc_score
 
-from recsys.metrics import HeldOut, TopK, hit_rate, leave_one_out_ndcg
+from recsys.metrics import Clicks, HeldOut, TopK, hit_rate, leave_one_out_ndcg
 
 
 def test_leave_one_out_values_worked_by_hand():
@@ -93,3 +94,70 @@ def test_metrics_do_not_depend_on_how_users_are_batched():
 
     assert measure(40) == pytest.approx(measure(7), abs=1e-12)
     assert measure(40) == pytest.approx(measure(1), abs=1e-12)
+
+
+def clicks(seed, rows, groups, levels=None):
+    generator = np.random.default_rng(seed)
+    labels = generator.random(rows) < 0.3
+    logits = generator.normal(size=rows) + labels
+    if levels:
+        logits = np.round(logits * levels) / levels  # ties
+    return Clicks(logits, labels.astype(np.float32), generator.integers(0, groups, rows))
+
+
+@pytest.mark.parametrize("levels", [None, 1, 5])
+@pytest.mark.parametrize("rows", [10, 1000, 20_011])
+def test_auc_and_log_loss_equal_those_of_scikit_learn(rows, levels):
+    sample = clicks(rows, rows, 5, levels)
+    assert sample.auc() == pytest.approx(roc_auc_score(sample.labels, sample.logits), abs=1e-12)
+    probability = 1 / (1 + np.exp(-sample.logits))
+    assert sample.log_loss() == pytest.approx(log_loss(sample.labels, probability), rel=1e-9)
+
+
+def test_average_precision_equals_that_of_scikit_learn_where_nothing_is_cut_off_or_tied():
+    sample = clicks(1, 5000, 300)
+    expected = [
+        average_precision_score(sample.labels[rows], sample.logits[rows])
+        for rows in (sample.groups == group for group in range(300))
+        if sample.labels[rows].any()
+    ]
+    assert sample.mean_average_precision(100) == pytest.approx(np.mean(expected), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "groups", "k", "value"),
+    [
+        ([3, 2, 1], [0, 1, 0], [7, 7, 7], 12, 1 / 2),
+        ([3, 2, 1, 0.5, 9], [0, 1, 0, 1, 0], [7, 7, 7, 8, 8], 12, (1 / 2 + 1 / 2) / 2),
+        ([1, 1, 1], [1, 0, 0], [7, 7, 7], 12, 1 / 3),  # ties are pessimistic
+        ([3, 2, 1], [1, 0, 1], [7, 7, 7], 12, (1 + 2 / 3) / 2),
+        ([3, 2, 1], [0, 0, 1], [7, 7, 7], 2, 0.0),  # beyond k
+        ([3, 2, 1], [1, 1, 1], [7, 7, 7], 2, 1.0),  # at most k can be found
+        ([3, 2, 1, 5], [0, 1, 0, 0], [7, 7, 7, 8], 12, 1 / 2),  # a group without a positive does not count
+        ([np.nan, 2, 1], [1, 0, 0], [7, 7, 7], 12, 1 / 3),
+    ],
+)
+def test_map_by_hand(logits, labels, groups, k, value):
+    sample = Clicks(np.array(logits, float), np.array(labels), np.array(groups))
+    assert sample.mean_average_precision(k) == pytest.approx(value)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("batch", [1, 17, 500])
+def test_shares_of_ranks_and_batches_join_to_the_same_metrics(ranks, batch):
+    """Groups are cut by batches and by ranks, which interleave their rows."""
+    whole = clicks(5, 3000, 400, 5)
+    columns = (whole.logits, whole.labels, whole.groups)
+    shares = [
+        [Clicks(*(c[rank::ranks][start : start + batch] for c in columns)) for start in range(0, 3000, batch)]
+        for rank in range(ranks)
+    ]
+    joined = Clicks.join(part for share in shares for part in share if len(part.labels))
+    assert joined.mean_average_precision(12) == pytest.approx(whole.mean_average_precision(12), abs=1e-12)
+    assert joined.auc() == pytest.approx(whole.auc(), abs=1e-12)
+    assert joined.log_loss() == pytest.approx(whole.log_loss(), abs=1e-12)
+
+
+def test_nan_is_the_worst_score_for_auc_too():
+    assert Clicks(np.array([np.nan, 0.0]), np.array([1, 0])).auc() == 0.0
+    assert Clicks(np.array([5.0, np.nan]), np.array([1, 0])).auc() == 0.0

@@ -179,7 +179,7 @@ def test_training_recovers_the_planted_groups(ncf_dataset):
     trained = model.evaluate(compile_inference, engine.weights(), "test", 100)
     # An oracle that knows the groups ranks the positive among about 7 of the user's own group.
     assert trained["hr@10"] > 0.75
-    assert model.popularity("test")["hr@10"] < 0.45
+    assert model.baseline_metrics("test")["hr@10"] < 0.45
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_training_recovers_the_planted_groups(ncf_dataset):
 )
 def test_wrong_hyperparameters_are_one_line(ncf_dataset, change, message):
     with pytest.raises(UserError, match=message):
-        Model(Config(**{**SMALL, **change}), FeatureSpec.read(ncf_dataset)).popularity("test")
+        Model(Config(**{**SMALL, **change}), FeatureSpec.read(ncf_dataset)).baseline_metrics("test")
 
 
 def test_series_with_two_positives_are_refused(tmp_path):
@@ -209,4 +209,4 @@ def test_series_with_two_positives_are_refused(tmp_path):
         {"test_samples_per_series": 2},
     )
     with pytest.raises(UserError, match="exactly one row with label 1"):
-        Model(Config(**SMALL, topk=1), FeatureSpec.read(tmp_path)).popularity("test")
+        Model(Config(**SMALL, topk=1), FeatureSpec.read(tmp_path)).baseline_metrics("test")

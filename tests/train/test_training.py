@@ -15,6 +15,7 @@ from components.train.main import main as train_main
 
 ROOT = Path(__file__).parents[2]
 NCF = {"factors": 8, "layers": [16, 12, 6], "batch_size": 500, "epochs": 4, "learning_rate": 0.01}
+WIDE = {"hidden": [24, 12], "batch_size": 480, "warmup_epochs": 1, "learning_rate": 0.02}
 VAE = {"hidden": [24], "latent": 8, "batch_size": 50, "topk": 20, "epochs": 6, "validation_step": 3}
 
 
@@ -109,15 +110,19 @@ def test_train_then_evaluate_then_benchmark(unbroken, ncf_dataset, tmp_path):
     assert throughput["peak_memory_mb"] > 50
 
 
-def test_a_killed_run_resumes_to_the_same_weights_and_metrics(ncf_dataset, tmp_path):
+@pytest.mark.parametrize(
+    ("model", "settings"),
+    [("ncf", {**NCF, "batch_size": 50, "epochs": 2}), ("wide_deep", {**WIDE, "batch_size": 32, "epochs": 2})],
+)
+def test_a_killed_run_resumes_to_the_same_weights_and_metrics(model, settings, tmp_path, request):
     # Small batches and a save after every step: some ten seconds in which the kill can come.
-    settings = {"batch_size": 50, "epochs": 2}
-    done = train_ncf(tmp_path / "unbroken", ncf_dataset, **settings)
+    dataset = request.getfixturevalue(f"{model.split('_')[0]}_dataset")
+    flags = {"dataset": dataset, "model": model, "seed": 3, "hyperparameters": settings}
+    done = run("train", tmp_path / "unbroken", **flags, resume="")
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "killed"
-    flags = {"dataset": ncf_dataset, "model": "ncf", "seed": 3, "resume": ""}
-    flags["hyperparameters"] = {**NCF, **settings, "checkpoint_seconds": 0}
-    killed = subprocess.Popen(command("train", folder, **flags), cwd=ROOT, stdout=subprocess.DEVNULL)
+    saving = {**flags, "hyperparameters": {**settings, "checkpoint_seconds": 0}, "resume": ""}
+    killed = subprocess.Popen(command("train", folder, **saving), cwd=ROOT, stdout=subprocess.DEVNULL)
     partial = folder / "checkpoint.partial"
     while not (partial / "last.npz").exists():
         assert killed.poll() is None
@@ -125,15 +130,52 @@ def test_a_killed_run_resumes_to_the_same_weights_and_metrics(ncf_dataset, tmp_p
     killed.kill()
     killed.wait()
     assert not (folder / "checkpoint").exists()
-    done = train_ncf(folder, ncf_dataset, **settings, resume=partial)
+    done = run("train", folder, **flags, resume=partial)
     assert done.returncode == 0, done.stderr
     assert "resumed after" in done.stdout
     expected = weights(tmp_path / "unbroken" / "checkpoint")
     for name, value in weights(folder / "checkpoint").items():
         np.testing.assert_array_equal(value, expected[name], err_msg=name)
     histories = [json.loads((tmp_path / run / "history").read_text()) for run in ("unbroken", "killed")]
-    assert histories[0]["validation_hr@10"] == histories[1]["validation_hr@10"]
+    metric = next(name for name in histories[0] if name.startswith("validation_"))
+    assert histories[0][metric] == histories[1][metric]
     assert not partial.exists()
+
+
+def test_wide_deep_trains_evaluates_and_is_benchmarked(wide_dataset, tmp_path):
+    settings = {**WIDE, "epochs": 8, "embedding_sizes": {"device": 2}}
+    done = run("train", tmp_path, dataset=wide_dataset, model="wide_deep", hyperparameters=settings, seed=1)
+    assert done.returncode == 0, done.stderr
+    checkpoint = tmp_path / "checkpoint"
+    found = []
+    for size in (None, 333):
+        options = {"batch_size": size}
+        done = run("evaluate", tmp_path, dataset=wide_dataset, checkpoint=checkpoint, options=options)
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads((tmp_path / "metrics").read_text()))
+        assert found[-1]["auc"] > 0.7 > found[-1]["item_ctr_auc"]
+        assert found[-1]["map@12"] > found[-1]["item_ctr_map@12"]
+    assert found[0]["map@12"] == found[1]["map@12"]
+    assert "| map@12 |" in (tmp_path / "report").read_text()
+    quick = {"train_steps": 3, "inference_seconds": 0.2, "batch_sizes": [4096, 20000]}
+    done = run("benchmark", tmp_path, dataset=wide_dataset, checkpoint=checkpoint, options=quick)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "throughput").read_text())["inference_samples_per_second_best"] > 0
+
+
+def test_a_checkpoint_does_not_fit_a_dataset_with_other_features(wide_dataset, ncf_dataset, tmp_path):
+    done = run(
+        "train",
+        tmp_path,
+        dataset=wide_dataset,
+        model="wide_deep",
+        hyperparameters={**WIDE, "epochs": 1},
+        seed=1,
+    )
+    assert done.returncode == 0, done.stderr
+    done = run("evaluate", tmp_path, dataset=ncf_dataset, checkpoint=tmp_path / "checkpoint", options={})
+    assert done.returncode == 2
+    assert "was trained with channel 'user' of 1 feature with 50 ids" in done.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])

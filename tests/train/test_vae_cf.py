@@ -126,7 +126,7 @@ def test_training_recovers_the_planted_groups(vae_dataset):
             engine.train_step(model.batch(batch, counter_random.step_seed(1, step), step))
             step += 1
     trained = model.evaluate(compile_inference, engine.weights(), "test", 100)
-    popular = model.popularity("test")
+    popular = model.baseline_metrics("test")
     assert trained["ndcg@20"] > 2 * popular["ndcg@20"]
     assert trained["recall@20"] > 0.7
 
@@ -147,7 +147,7 @@ def test_an_item_that_is_both_given_and_held_out_is_refused(tmp_path):
     mappings = {"train": train} | {f"{g}_{p}": parts[p] for g in ("validation", "test") for p in parts}
     write_dataset(tmp_path, mappings, ("user", "item"))
     with pytest.raises(UserError, match="user 1 has item 5 in both 'test_input' and 'test_target'"):
-        build(tmp_path)[0].popularity("test")
+        build(tmp_path)[0].baseline_metrics("test")
 
 
 def test_k_larger_than_the_catalogue_is_one_line(vae_dataset):
