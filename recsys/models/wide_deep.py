@@ -22,6 +22,7 @@ import numpy as np
 from keras import ops
 
 from recsys import counter_random
+from recsys.categorical import MULTIHOT_CHANNEL, ONEHOT_CHANNELS, categoricals, layer_name, wide_rows
 from recsys.config import TrainingConfig
 from recsys.device import on_cpu
 from recsys.feature_spec import FeatureSpec
@@ -81,37 +82,12 @@ class Config(TrainingConfig):
         self.check("embedding_sizes", min(sizes, default=1) > 0, "an object of positive widths")
 
 
-@dataclass(frozen=True)
-class Feature:
-    """A categorical input.
-
-    Attributes:
-        label: its name in the network.
-        size: width of its embedding in the deep part.
-        hotness: longest list; 0 for exactly one value.
-        start: its first column in the batch's matrix.
-        offset: its first row in the wide table.
-    """
-
-    name: str
-    label: str
-    cardinality: int
-    size: int
-    hotness: int
-    start: int
-    offset: int
-
-    @property
-    def table(self) -> str:
-        return f"deep_{self.label}/embeddings"
-
-
 class Model:
     """Training math of Wide & Deep on one dataset; see :class:`recsys.models.Recommender`."""
 
     unit = "samples"
     baseline = "item_ctr"
-    inputs = ("user", "item", "onehot_categorical", "multihot_categorical", "numerical")
+    inputs = (*ONEHOT_CHANNELS, MULTIHOT_CHANNEL, "numerical")
     inference_batch_sizes = (4096, 8192, 16384, 32768, 65536, 131072)
     units_per_example = 1
 
@@ -119,7 +95,7 @@ class Model:
         spec.require("wide_deep", channels=("label",), mappings=("train", "validation", "test"))
         self.config, self.spec = config, spec
         self.numerical = list(spec.channel_spec.get("numerical", ()))
-        self.features = _features(config, spec)
+        self.features = categoricals(spec, config.embedding_sizes or {})
         if not self.features and not self.numerical:
             raise UserError(
                 f"{spec.path}: model wide_deep needs a feature in one of the channels "
@@ -176,7 +152,7 @@ class Model:
             wide.append((ops.add(ids, feature.offset), exists))
         numerical = []
         for number, name in enumerate(self.numerical, len(self.features)):
-            label = _label(name, number)
+            label = layer_name(name, number)
             inputs[label] = keras.Input((), dtype="float32", name=label)
             numerical.append(ops.expand_dims(inputs[label], 1))
         hidden = _concatenated([*deep, *numerical])
@@ -188,7 +164,7 @@ class Model:
         logits = keras.layers.Dense(1, kernel_initializer=uniform, name="head")(hidden)
         if wide:
             ids, exists = (_concatenated(list(parts)) for parts in zip(*wide, strict=True))
-            scalar = keras.layers.Embedding(_wide_rows(self.features), 1, "zeros", name="wide")(ids)
+            scalar = keras.layers.Embedding(wide_rows(self.features), 1, "zeros", name="wide")(ids)
             logits = logits + ops.sum(scalar * ops.expand_dims(exists, 2), axis=1)
         if numerical:
             zero = keras.layers.Dense(1, kernel_initializer="zeros", name="wide_numerical")
@@ -359,43 +335,6 @@ class Model:
         """Matrix products of the deep part, forward and backward, per row."""
         widths = (self.width, *self.config.hidden, 1)
         return 6.0 * sum(a * b for a, b in zip(widths, widths[1:], strict=False))
-
-
-def _features(config: Config, spec: FeatureSpec) -> list[Feature]:
-    """The categorical inputs: one-hot ones first, each once, in the order of the channels."""
-    channels = spec.channel_spec
-    onehot = dict.fromkeys(name for channel in Model.inputs[:3] for name in channels.get(channel, ()))
-    multihot = dict.fromkeys(channels.get("multihot_categorical", ()))
-    given = config.embedding_sizes or {}
-    for name in given:
-        if name not in onehot and name not in multihot:
-            raise UserError(
-                f"hyperparameters: embedding_sizes has {name!r}, which is no categorical feature of "
-                f"{spec.path}; those are {', '.join([*onehot, *multihot])}"
-            )
-    features: list[Feature] = []
-    start = {False: 0, True: 0}
-    for name in (*onehot, *multihot):
-        properties = spec.feature_spec[name]
-        cardinality = int(properties["cardinality"])
-        default = min(128, max(1, round(1.6 * cardinality**0.56)))
-        size = given.get(name, properties.get("embedding_size", default))
-        hotness = int(properties["max_hotness"]) if name in multihot else 0
-        label = _label(name, len(features))
-        many = int(hotness > 0)
-        features.append(Feature(name, label, cardinality, size, hotness, start[many], _wide_rows(features)))
-        start[many] += max(hotness, 1)
-    return features
-
-
-def _wide_rows(features: list[Feature]) -> int:
-    return sum(feature.cardinality for feature in features)
-
-
-def _label(name: str, number: int) -> str:
-    """The feature's name where Keras can have it beside the names of this file's layers, else a number."""
-    taken = name.startswith(("wide", "deep", "dense", "dropout", "head"))
-    return name if name.isidentifier() and not taken else f"feature_{number}"
 
 
 def _concatenated(tensors: list[Any]) -> Any:

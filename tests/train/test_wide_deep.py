@@ -9,6 +9,7 @@ import tensorflow as tf
 from planted import CLICK_CHANNELS, write_clicks
 
 from recsys import counter_random
+from recsys.categorical import categoricals, layer_name
 from recsys.engine import compile_inference, create_engine
 from recsys.feature_spec import FeatureSpec
 from recsys.models.wide_deep import Config, Model
@@ -159,9 +160,7 @@ def test_the_default_network_has_the_parameters_of_the_reference(tmp_path):
     )
     model = Model.__new__(Model)
     model.config, model.spec, model.numerical = Config(), spec, list(numerical)
-    from recsys.models.wide_deep import _features
-
-    model.features = _features(model.config, spec)
+    model.features = categoricals(spec, {})
     width = sum(feature.size for feature in model.features) + 13
     assert width == 1248
     tables = sum(feature.cardinality * feature.size for feature in model.features)
@@ -266,9 +265,7 @@ def test_awkward_feature_names_train_and_score(wide_dataset):
     channels = {"user": ("user",), "item": ("item",), "numerical": ("price",), "label": ("clicked",)}
     spec = dataclasses.replace(source, channel_spec=channels)
     model = Model(Config(**SMALL), spec)
-    from recsys.models.wide_deep import _label
-
-    assert [_label(name, 4) for name in ("ad_id", "a/b", "head", "deep_x", "two words")] == [
+    assert [layer_name(name, 4) for name in ("ad_id", "a/b", "head", "deep_x", "two words")] == [
         "ad_id", "feature_4", "feature_4", "feature_4", "feature_4",
     ]  # fmt: skip
     assert set(model.network(1).input) == {"user", "item", "price"}
