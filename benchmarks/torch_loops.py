@@ -1,21 +1,22 @@
 """What a careful user writes in PyTorch: ``python -m benchmarks.torch_loops MODEL FOLDER BATCH STEPS``.
 
 NCF with four embedding tables, dropout, fused Adam; VAE-CF with an embedding bag for the input and the loss
-from gathered logits and one logsumexp, so neither builds what it does not need.
+from gathered logits and one logsumexp, so neither builds what it does not need; Wide & Deep with embedding
+bags that skip the padding, one of them for all scalars of the wide part, and its data in memory beforehand.
 """
 
 import json
 import sys
 import time
 
+import numpy as np
 import pyarrow.parquet as pq
 import torch
 from torch import nn
 
+from recsys.feature_spec import FeatureSpec
+
 name, folder, batch_size, steps = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-table = pq.read_table(f"{folder}/train.parquet")
-user, item = (torch.from_numpy(table.column(column).to_numpy().copy()).long() for column in ("user", "item"))
-users, items = int(user.max()) + 1, int(item.max()) + 1
 
 
 class NeuMF(nn.Module):
@@ -52,6 +53,75 @@ class MultVae(nn.Module):
         return 0.1 * divergence - likelihood / len(length)
 
 
+class WideDeep(nn.Module):
+    """Ids are matrices (rows, columns) with 1 added, so that 0 is the padding of a list."""
+
+    def __init__(self, features):
+        super().__init__()
+        # A one-hot feature is a bag of one id.
+        self.tables = nn.ModuleList(
+            [
+                nn.EmbeddingBag(f["cardinality"] + 1, f["embedding_size"], mode="sum", padding_idx=0)
+                for f in features
+            ]
+        )
+        self.spans = [f.get("max_hotness", 1) for f in features]
+        counts = torch.tensor([f["cardinality"] for f in features])
+        offsets = torch.cumsum(counts, 0) - counts
+        self.register_buffer("offsets", torch.repeat_interleave(offsets, torch.tensor(self.spans)))
+        self.wide = nn.EmbeddingBag(int(counts.sum()) + 1, 1, mode="sum", padding_idx=0)
+        self.wide_numerical = nn.Linear(numerical.shape[1], 1)
+        width, layers = sum(f["embedding_size"] for f in features) + numerical.shape[1], []
+        for _ in range(5):
+            layers += [nn.Linear(width, 1024), nn.ReLU(), nn.Dropout(0.1)]
+            width = 1024
+        self.deep = nn.Sequential(*layers, nn.Linear(1024, 1))
+        for parameter in (self.wide.weight, self.wide_numerical.weight, self.wide_numerical.bias):
+            nn.init.zeros_(parameter)
+
+    def forward(self, ids, numerical):
+        parts = [table(part) for table, part in zip(self.tables, ids.split(self.spans, dim=1), strict=True)]
+        wide = self.wide((ids + self.offsets) * (ids > 0)) + self.wide_numerical(numerical)
+        return (self.deep(torch.cat([*parts, numerical], dim=1)) + wide)[:, 0]
+
+
+class Ftrl(torch.optim.Optimizer):
+    """FTRL-Proximal without regularization, learning rate power -0.5."""
+
+    def __init__(self, parameters, rate):
+        super().__init__(parameters, {"rate": rate})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for weight in group["params"]:
+                state = self.state[weight]
+                if not state:
+                    state["sum"], state["linear"] = torch.full_like(weight, 0.1), torch.zeros_like(weight)
+                root = state["sum"].sqrt()
+                state["sum"].addcmul_(weight.grad, weight.grad)
+                new_root = state["sum"].sqrt()
+                state["linear"] += weight.grad - (new_root - root) / group["rate"] * weight
+                weight.copy_(-group["rate"] * state["linear"] / new_root)
+
+
+class Both:
+    """Two optimizers that step together."""
+
+    def __init__(self, model):
+        wide = [*model.wide.parameters(), *model.wide_numerical.parameters()]
+        deep = [*model.tables.parameters(), *model.deep.parameters()]
+        self.optimizers = [torch.optim.RMSprop(deep, 0.00012, alpha=0.5, eps=1e-7), Ftrl(wide, 0.02)]
+
+    def zero_grad(self):
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+
+    def step(self):
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+
 def ncf_step(model, optimizer, order, step):
     chosen = order[step * (batch_size // 5) : (step + 1) * (batch_size // 5)]
     positive = item[chosen]
@@ -77,18 +147,42 @@ def vae_step(model, optimizer, order, step):
     return len(chosen), loss.item()
 
 
-counts = torch.bincount(user, minlength=users)
-starts = torch.cumsum(counts, 0) - counts
-model = NeuMF() if name == "ncf" else MultVae()
-rate, betas = (0.0045, (0.25, 0.5)) if name == "ncf" else (0.004, (0.9, 0.9))
-optimizer = torch.optim.Adam(model.parameters(), rate, betas, fused=True)
-run = ncf_step if name == "ncf" else vae_step
-order = torch.randperm(len(user) if name == "ncf" else users)
-per_epoch = len(order) // (batch_size // 5 if name == "ncf" else batch_size)
+def wide_deep_step(model, optimizer, order, step):
+    chosen = order[step * batch_size : (step + 1) * batch_size]
+    optimizer.zero_grad()
+    logits = model(ids[chosen], numerical[chosen])
+    loss = nn.functional.binary_cross_entropy_with_logits(logits, label[chosen])
+    loss.backward()
+    optimizer.step()
+    return len(chosen), loss.item()
+
+
+if name == "wide_deep":
+    spec = FeatureSpec.read(folder)
+    names = [n for kind in ("onehot", "multihot") for n in spec.channel_spec[f"{kind}_categorical"]]
+    columns = spec.columns("train", [*names, *spec.channel_spec["numerical"], "label"])
+    ids = torch.from_numpy(np.column_stack([columns[n] for n in names])).long() + 1
+    numerical = torch.from_numpy(np.column_stack([columns[n] for n in spec.channel_spec["numerical"]]))
+    label = torch.from_numpy(columns["label"].copy())
+    model = WideDeep([spec.feature_spec[n] for n in names])
+    optimizer, run, examples, per_batch = Both(model), wide_deep_step, len(label), batch_size
+else:
+    table = pq.read_table(f"{folder}/train.parquet")
+    user, item = (torch.from_numpy(table.column(c).to_numpy().copy()).long() for c in ("user", "item"))
+    users, items = int(user.max()) + 1, int(item.max()) + 1
+    counts = torch.bincount(user, minlength=users)
+    starts = torch.cumsum(counts, 0) - counts
+    model = NeuMF() if name == "ncf" else MultVae()
+    rate, betas = (0.0045, (0.25, 0.5)) if name == "ncf" else (0.004, (0.9, 0.9))
+    optimizer = torch.optim.Adam(model.parameters(), rate, betas, fused=True)
+    run, examples, per_batch = (
+        (ncf_step, len(user), batch_size // 5) if name == "ncf" else (vae_step, users, batch_size)
+    )
+order = torch.randperm(examples)
 begin, units = 0.0, 0
 for step in range(steps + 2):
     if step == 2:
         begin = time.perf_counter()
-    done, _ = run(model, optimizer, order, step % per_epoch)
+    done, _ = run(model, optimizer, order, step % (examples // per_batch))
     units += done * (step >= 2)
 print(json.dumps({"per_second": units / (time.perf_counter() - begin)}))
