@@ -1,10 +1,8 @@
 """Chunks: columns of a dataset stored as Parquet or headerless csv, read and checked value by value."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
@@ -12,106 +10,88 @@ import pyarrow.csv
 import pyarrow.fs
 import pyarrow.parquet as pq
 
+from recsys.feature_spec_rules import AUTO, DTYPES, Chunk, local_path
 from recsys.step import UserError
 
-CHUNK_TYPES = ("parquet", "csv")
-DTYPES = ("int8", "int16", "int32", "int64", "float32", "float64")
-SCHEMES = ("file", "gs", "s3")
-
-_ARROW = {dtype: pa.type_for_alias(dtype) for dtype in DTYPES}
+MANY = 1 << 31  # ids are int32, so this is the largest cardinality
+ARROW_TYPES = {dtype: pa.type_for_alias(dtype) for dtype in DTYPES}
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """Columns ``features`` of one mapping, stored as ``type`` in ``files`` (rows in file order)."""
+def read_chunk(
+    chunk: Chunk, folder: Path, wanted: Mapping[str, Mapping[str, Any]]
+) -> tuple[dict[str, np.ndarray], int]:
+    """Reads some of the chunk's columns.
 
-    type: str
-    features: tuple[str, ...]
-    files: tuple[str, ...]
+    Args:
+        folder: what relative file names are relative to.
+        wanted: feature name to its properties in ``feature_spec``.
 
-    def read(
-        self, folder: Path, wanted: Mapping[str, Mapping[str, Any]]
-    ) -> tuple[dict[str, np.ndarray], int]:
-        """Reads some of the chunk's columns.
+    Returns:
+        feature name to its values (see :func:`checked_values`), and the number of rows.
 
-        Args:
-            folder: what relative file names are relative to.
-            wanted: feature name to its properties in ``feature_spec``.
-
-        Returns:
-            feature name to its values (see :func:`checked_values`), and the number of rows.
-
-        Raises:
-            UserError: a file cannot be read, lacks a column, or holds values that the properties forbid.
-        """
-        parts: dict[str, list[np.ndarray]] = {name: [] for name in wanted}
-        rows = 0
-        for file in self.files:
-            table = self._read_file(folder, file, wanted)
-            rows += table.num_rows
-            for name, properties in wanted.items():
-                values = checked_values(
-                    f"{_address(folder, file)}: feature {name!r}", table.column(name), properties
+    Raises:
+        UserError: a file cannot be read, lacks a column, or holds values that the properties forbid.
+    """
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in wanted}
+    rows = 0
+    for file in chunk.files:
+        table = _read_file(chunk, folder, file, wanted)
+        rows += table.num_rows
+        for name, properties in wanted.items():
+            values = checked_values(
+                f"{address(folder, file)}: feature {name!r}", table.column(name), properties
+            )
+            if parts[name] and values.dtype != parts[name][0].dtype:
+                raise UserError(
+                    f"{address(folder, file)}: feature {name!r} holds {values.dtype}, but "
+                    f"{parts[name][0].dtype} in {chunk.files[0]}; files of one chunk must agree"
                 )
-                if parts[name] and values.dtype != parts[name][0].dtype:
+            parts[name].append(values)
+    return {name: _joined(arrays) for name, arrays in parts.items()}, rows
+
+
+def _read_file(chunk: Chunk, folder: Path, file: str, wanted: Mapping[str, Mapping[str, Any]]) -> pa.Table:
+    try:
+        with open_file(folder, file) as stream:
+            if chunk.type == "csv":
+                return _read_csv(chunk, stream, wanted)
+            parquet = pq.ParquetFile(stream, pre_buffer=True)
+            present = parquet.schema_arrow.names
+            for name in chunk.features:
+                if name not in present:
                     raise UserError(
-                        f"{_address(folder, file)}: feature {name!r} holds {values.dtype}, but "
-                        f"{parts[name][0].dtype} in {self.files[0]}; files of one chunk must agree"
+                        f"{address(folder, file)}: source_spec promises the column {name!r}, "
+                        f"the file has {', '.join(present)}"
                     )
-                parts[name].append(values)
-        return {name: _joined(arrays) for name, arrays in parts.items()}, rows
-
-    def _read_file(self, folder: Path, file: str, wanted: Mapping[str, Mapping[str, Any]]) -> pa.Table:
-        try:
-            filesystem, path = _open(folder, file)
-            with filesystem.open_input_file(path) as stream:
-                if self.type == "csv":
-                    return self._read_csv(stream, wanted)
-                parquet = pq.ParquetFile(stream, pre_buffer=True)
-                present = parquet.schema_arrow.names
-                for name in self.features:
-                    if name not in present:
-                        raise UserError(
-                            f"{_address(folder, file)}: source_spec promises the column {name!r}, "
-                            f"the file has {', '.join(present)}"
-                        )
-                return parquet.read(columns=list(wanted))
-        except (pa.ArrowException, OSError) as error:
-            hint = " (csv has no header line)" if self.type == "csv" else ""
-            line = " ".join(str(error).split())
-            raise UserError(
-                f"{_address(folder, file)}: cannot be read as {self.type}{hint}: {line}"
-            ) from None
-
-    def _read_csv(self, stream: pa.NativeFile, wanted: Mapping[str, Mapping[str, Any]]) -> pa.Table:
-        """Columns of a headerless csv; text that is not of the declared dtype is an ``ArrowInvalid``."""
-        types = {name: _ARROW[entry["dtype"]] for name, entry in wanted.items() if "dtype" in entry}
-        return pa.csv.read_csv(
-            stream,
-            pa.csv.ReadOptions(column_names=list(self.features)),
-            # A chunk none of whose columns is wanted still has a row count to compare.
-            convert_options=pa.csv.ConvertOptions(
-                column_types=types, include_columns=list(wanted) or [self.features[0]]
-            ),
-        )
+            return parquet.read(columns=list(wanted))
+    except (pa.ArrowException, OSError) as error:
+        hint = " (csv has no header line)" if chunk.type == "csv" else ""
+        line = " ".join(str(error).split())
+        raise UserError(f"{address(folder, file)}: cannot be read as {chunk.type}{hint}: {line}") from None
 
 
-def local_path(folder: Path, file: str) -> Path | None:
-    """The local path of a name in ``files``; None for an object store's URI."""
-    scheme, separator, path = file.partition("://")
-    if not separator:
-        return folder / file
-    return Path(unquote(path)) if scheme == "file" else None
+def _read_csv(chunk: Chunk, stream: pa.NativeFile, wanted: Mapping[str, Mapping[str, Any]]) -> pa.Table:
+    """Columns of a headerless csv; text that is not of the declared dtype is an ``ArrowInvalid``."""
+    types = {name: ARROW_TYPES[entry["dtype"]] for name, entry in wanted.items() if "dtype" in entry}
+    return pa.csv.read_csv(
+        stream,
+        pa.csv.ReadOptions(column_names=list(chunk.features)),
+        # A chunk none of whose columns is wanted still has a row count to compare.
+        convert_options=pa.csv.ConvertOptions(
+            column_types=types, include_columns=list(wanted) or [chunk.features[0]]
+        ),
+    )
 
 
-def _open(folder: Path, file: str) -> tuple[pa.fs.FileSystem, str]:
+def open_file(folder: Path, file: str) -> pa.NativeFile:
+    """Opens a name in ``files`` for random access, local or in an object store."""
     path = local_path(folder, file)
-    if path is None:
-        return pa.fs.FileSystem.from_uri(file)
-    return pa.fs.LocalFileSystem(), str(path)
+    filesystem, name = (pa.fs.LocalFileSystem(), str(path)) if path else pa.fs.FileSystem.from_uri(file)
+    return filesystem.open_input_file(name)
 
 
-def _address(folder: Path, file: str) -> str:
+def address(folder: Path, file: str) -> str:
+    """A name in ``files`` for messages."""
     return str(local_path(folder, file) or file)
 
 
@@ -129,11 +109,11 @@ def checked_values(
         UserError: the wrong type, a missing value, NaN, an id beyond the cardinality, a list too long.
     """
     if "max_hotness" in properties:
-        return _checked_lists(where, column, properties)
+        return _padded(*checked_ids(where, column, properties), properties["max_hotness"])
     declared = properties.get("dtype")
-    if declared and column.type != _ARROW[declared]:
+    if declared and column.type != ARROW_TYPES[declared]:
         raise UserError(f"{where} holds {column.type}, feature_spec says dtype {declared}")
-    if column.type not in _ARROW.values():
+    if column.type not in ARROW_TYPES.values():
         raise UserError(f"{where} holds {column.type}; allowed: {', '.join(DTYPES)}")
     if column.null_count:
         raise UserError(f"{where} has {column.null_count} missing values; fill them or drop the rows")
@@ -142,6 +122,7 @@ def checked_values(
         faulty = int((~np.isfinite(values)).sum())
         raise UserError(f"{where} has {faulty} values that are NaN or infinite; allowed: finite numbers")
     cardinality = properties.get("cardinality")
+    cardinality = MANY if cardinality == AUTO else cardinality
     if cardinality is not None:
         if values.dtype.kind != "i":
             raise UserError(f"{where} holds {values.dtype}, but it has a cardinality: ids must be integers")
@@ -153,7 +134,10 @@ def checked_values(
     return values
 
 
-def _checked_lists(where: str, column: pa.ChunkedArray | pa.Array, properties: Mapping[str, Any]):
+def checked_ids(
+    where: str, column: pa.ChunkedArray | pa.Array, properties: Mapping[str, Any]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The ids of all lists of a multi-hot column, and the length of each list, after the same checks."""
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
     if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
@@ -166,6 +150,10 @@ def _checked_lists(where: str, column: pa.ChunkedArray | pa.Array, properties: M
     hotness = properties["max_hotness"]
     if len(lengths) and lengths.max() > hotness:
         raise UserError(f"{where} has a list of {lengths.max()} values; its max_hotness allows {hotness}")
+    return ids, lengths
+
+
+def _padded(ids: np.ndarray, lengths: np.ndarray, hotness: int) -> np.ndarray:
     padded = np.full((len(lengths), hotness), -1, np.int32)
     padded[np.arange(hotness) < lengths[:, None]] = ids
     return padded

@@ -4,8 +4,8 @@ The file has four sections, after the feature specification of NVIDIA's NCF-PyTo
 references:
 
 ``feature_spec``
-    feature name to its properties: ``dtype``, ``cardinality`` (ids are 0 .. cardinality-1),
-    ``max_hotness`` (longest list of a multi-hot feature), ``embedding_size``.
+    feature name to its properties: ``dtype``, ``cardinality`` (ids are 0 .. cardinality-1; before transcoding
+    perhaps ``auto``), ``max_hotness`` (longest list of a multi-hot feature), ``embedding_size``.
 ``source_spec``
     mapping name (``train``, ``test``, ...) to chunks. A chunk is ``type``, ``features`` (columns, in file
     order for headerless csv) and ``files`` (rows of the first file, then of the second, ...): paths relative
@@ -30,8 +30,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from recsys.chunks import Chunk, local_path
-from recsys.feature_spec_rules import Sections, parse
+from recsys.chunks import read_chunk
+from recsys.feature_spec_rules import AUTO, Chunk, Sections, local_path, parse
 from recsys.step import UserError, atomic_write
 
 FILE_NAME = "feature_spec.yaml"
@@ -52,11 +52,12 @@ class FeatureSpec:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, path: str | Path) -> "FeatureSpec":
+    def read(cls, path: str | Path, with_files: bool = True) -> "FeatureSpec":
         """Reads and checks a spec.
 
         Args:
             path: the YAML file, or the dataset folder that holds ``feature_spec.yaml``.
+            with_files: the local files in ``source_spec`` must exist.
         Raises:
             UserError: the file is missing, is not YAML, or breaks a rule of the contract.
         """
@@ -68,7 +69,7 @@ class FeatureSpec:
             raise UserError(f"{path}: no such file; a dataset is a folder with a {FILE_NAME}") from None
         except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
             raise UserError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
-        return cls(path.parent, *_parsed(path, content))
+        return cls(path.parent, *_parsed(path, content, with_files))
 
     def write(self, folder: str | Path | None = None) -> Path:
         """Checks the spec and writes it as ``folder/feature_spec.yaml``; returns that path."""
@@ -97,7 +98,15 @@ class FeatureSpec:
 
         Args:
             reader: who asks (a model's name), for the message.
+        Raises:
+            UserError: also where a cardinality is still ``auto``, which no model can be built from.
         """
+        for name, properties in self.feature_spec.items():
+            if properties.get("cardinality") == AUTO:
+                raise UserError(
+                    f"{self.path}: model {reader} needs a cardinality of feature {name!r}, not {AUTO!r}; "
+                    "dataset=feature_spec and python -m recsys.transcode find it"
+                )
         for channel in channels:
             self._one_feature(channel, f"model {reader} needs")
         for mapping in mappings:
@@ -131,7 +140,7 @@ class FeatureSpec:
         try:
             for chunk in self._chunks(mapping, wanted):
                 here = {name: self.feature_spec[name] for name in wanted if name in chunk.features}
-                values, lengths[", ".join(chunk.files)] = chunk.read(self.folder, here)
+                values, lengths[", ".join(chunk.files)] = read_chunk(chunk, self.folder, here)
                 columns.update(values)
         except UserError as error:
             raise UserError(f"{error} (mapping {mapping!r})") from None
@@ -178,8 +187,8 @@ class FeatureSpec:
         return self.source_spec[mapping]
 
 
-def _parsed(path: Path, content: Any) -> Sections:
+def _parsed(path: Path, content: Any, with_files: bool = True) -> Sections:
     try:
-        return parse(path.parent, content)
+        return parse(path.parent if with_files else None, content)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None

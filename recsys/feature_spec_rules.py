@@ -2,10 +2,11 @@
 
 import difflib
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
-from recsys.chunks import CHUNK_TYPES, DTYPES, SCHEMES, Chunk, local_path
 from recsys.step import UserError
 
 SECTIONS = ("feature_spec", "source_spec", "channel_spec", "metadata")
@@ -21,7 +22,20 @@ CHANNELS = (
 )
 CATEGORICAL_CHANNELS = ("user", "item", "onehot_categorical", "multihot_categorical")
 PROPERTIES = ("dtype", "cardinality", "max_hotness", "embedding_size")
+CHUNK_TYPES = ("parquet", "csv")
+DTYPES = ("int8", "int16", "int32", "int64", "float32", "float64")
+SCHEMES = ("file", "gs", "s3")
+AUTO = "auto"  # a cardinality that is found while the dataset is transcoded
 CHUNK_KEYS = ("type", "features", "files")
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Columns ``features`` of one mapping, stored as ``type`` in ``files`` (rows in file order)."""
+
+    type: str
+    features: tuple[str, ...]
+    files: tuple[str, ...]
 
 
 class Sections(NamedTuple):
@@ -33,11 +47,21 @@ class Sections(NamedTuple):
     metadata: dict[str, Any]
 
 
-def parse(folder: Path, content: Any) -> Sections:
+def local_path(folder: Path, file: str) -> Path | None:
+    """The local path of a name in ``files``; None for an object store's URI."""
+    scheme, separator, path = file.partition("://")
+    if not separator:
+        return folder / file
+    return Path(unquote(path)) if scheme == "file" else None
+
+
+def parse(folder: Path | None, content: Any) -> Sections:
     """Checks the content of a ``feature_spec.yaml``.
 
+    A user or item feature without a cardinality gets the cardinality ``auto``.
+
     Args:
-        folder: what relative file names are relative to; local files must exist.
+        folder: what relative file names are relative to; local files must exist. ``None`` does not look.
         content: the parsed YAML.
 
     Raises:
@@ -83,12 +107,17 @@ def _parse_feature(name: Any, properties: Any) -> dict[str, Any]:
         _check_allowed(f"feature {name!r}: property", key, PROPERTIES)
         if key == "dtype":
             _check_allowed(f"feature {name!r}: dtype", value, DTYPES)
+        elif (key, value) == ("cardinality", AUTO):
+            continue
         elif not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise UserError(f"feature {name!r}: {key} must be a whole number of at least 1, not {value!r}")
-    return properties
+            auto = f", or {AUTO!r} before transcoding," if key == "cardinality" else ""
+            raise UserError(
+                f"feature {name!r}: {key} must be a whole number of at least 1{auto} not {value!r}"
+            )
+    return dict(properties)
 
 
-def _parse_mapping(folder: Path, mapping: str, chunks: Any, features: Mapping) -> tuple[Chunk, ...]:
+def _parse_mapping(folder: Path | None, mapping: str, chunks: Any, features: Mapping) -> tuple[Chunk, ...]:
     where = f"mapping {mapping!r}"
     if not isinstance(chunks, list) or not chunks:
         raise UserError(f"{where} must be a list of chunks, each with {', '.join(CHUNK_KEYS)}")
@@ -121,12 +150,12 @@ def _parse_chunk(where: str, chunk: Any) -> Chunk:
     return Chunk(chunk["type"], tuple(chunk["features"]), tuple(chunk["files"]))
 
 
-def _check_file(where: str, folder: Path, file: str) -> None:
+def _check_file(where: str, folder: Path | None, file: str) -> None:
     scheme, separator, _ = file.partition("://")
     if separator and scheme not in SCHEMES:
         schemes = ", ".join(f"{name}://" for name in SCHEMES)
         raise UserError(f"{where}: file {file!r}; allowed: paths relative to the YAML, {schemes}")
-    path = local_path(folder, file)
+    path = local_path(folder, file) if folder else None
     if path is not None and not path.is_file():
         raise UserError(f"{where}: file {file!r} does not exist; paths are relative to the YAML")
 
@@ -135,13 +164,26 @@ def _parse_channel(channel: Any, names: Any, features: Mapping) -> tuple[str, ..
     _check_allowed("channel", channel, CHANNELS)
     where = f"channel {channel!r}"
     _check_names(where, names)
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"{where}: feature {repeated[0]!r} is listed twice")
     needed = ["cardinality"] if channel in CATEGORICAL_CHANNELS else []
     needed += ["max_hotness"] if channel == "multihot_categorical" else []
     for name in names:
         _check_defined(where, name, features)
+        if channel in ("user", "item"):
+            features[name].setdefault("cardinality", AUTO)
         for key in needed:
             if key not in features[name]:
                 raise UserError(f"{where}: feature {name!r} needs a {key} in feature_spec")
+        if "max_hotness" in features[name] and channel != "multihot_categorical":
+            raise UserError(
+                f"{where}: feature {name!r} has a max_hotness; it belongs to multihot_categorical"
+            )
+        dtype = features[name].get("dtype", "int")
+        if channel in (*CATEGORICAL_CHANNELS, "group") and not dtype.startswith("int"):
+            raise UserError(
+                f"{where}: feature {name!r} has dtype {dtype}; allowed: int8, int16, int32, int64"
+            )
     return tuple(names)
 
 

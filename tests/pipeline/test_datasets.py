@@ -48,7 +48,9 @@ def file(tmp_path: Path, content: str | bytes, name: str = "data.csv") -> Path:
 
 def test_every_dataset_is_found_by_its_name():
     sizes = ("100k", "1m", "10m", "20m", "25m", "32m")
-    assert dataset_names() == ["interactions", *(f"movielens-{size}" for size in sizes), "synthetic"]
+    movielens = [f"movielens-{size}" for size in sizes]
+    outbrain = ["outbrain", "outbrain_synthetic"]
+    assert dataset_names() == ["feature_spec", "interactions", *movielens, *outbrain, "synthetic", "table"]
 
 
 # ---- interactions

@@ -469,7 +469,7 @@ def test_local_md5_is_honoured(tmp_path, capsys):
     [
         (
             {"--dataset": "movilens-1m"},
-            "did you mean 'movielens-1m'?); allowed: interactions, movielens-100k, ",
+            "did you mean 'movielens-1m'?); allowed: feature_spec, interactions, ",
         ),
         ({"--source": "/no/such/file.zip"}, "/no/such/file.zip: no such file"),
         ({"--source": "/"}, "is a folder"),

@@ -156,8 +156,8 @@ STRUCTURE = {
     ),
     "a cardinality that is text": (
         "feature_spec/user/cardinality",
-        "auto",
-        ["'user'", "cardinality", "whole number", "'auto'"],
+        "many",
+        ["'user'", "cardinality", "whole number", "'auto'", "'many'"],
     ),
     "a cardinality of zero": ("feature_spec/user/cardinality", 0, ["'user'", "at least 1", "0"]),
     "properties that are a list": ("feature_spec/user", ["int32"], ["'user'", "must be a mapping", "dtype"]),
@@ -221,6 +221,26 @@ STRUCTURE = {
         "channel_spec/onehot_categorical",
         ["label"],
         ["'label'", "onehot_categorical", "cardinality"],
+    ),
+    "a categorical of numbers that are not whole": (
+        "feature_spec/item/dtype",
+        "float32",
+        ["channel 'item'", "float32", "int32, int64"],
+    ),
+    "a group of numbers that are not whole": (
+        "channel_spec/group",
+        ["label"],
+        ["channel 'group'", "'label'", "float32", "int64"],
+    ),
+    "a feature twice in a channel": (
+        "channel_spec/numerical",
+        ["label", "label"],
+        ["channel 'numerical'", "'label'", "twice"],
+    ),
+    "a list where one value is wanted": (
+        "feature_spec/item/max_hotness",
+        3,
+        ["channel 'item'", "max_hotness", "multihot_categorical"],
     ),
     "a multi-hot without max_hotness": (
         "channel_spec/multihot_categorical",
@@ -416,3 +436,35 @@ def test_writing_refuses_what_reading_would_refuse_and_leaves_no_file(folder):
     with pytest.raises(UserError, match=r"lost\.parquet"):
         lost.write()
     assert not (folder / FILE_NAME).exists()
+
+
+@pytest.mark.parametrize("cardinality", ["auto", None])
+def test_a_cardinality_that_is_yet_to_be_found_is_read_but_no_model_takes_it(folder, cardinality):
+    path = save(folder, changed("feature_spec/user/cardinality", cardinality))
+    spec = FeatureSpec.read(path)
+    assert spec.feature_spec["user"]["cardinality"] == "auto"
+    assert FeatureSpec.read(spec.write()) == spec
+    with pytest.raises(UserError) as error:
+        spec.require("ncf", channels=["user"])
+    for named in (FILE_NAME, "ncf", "'user'", "'auto'", "recsys.transcode"):
+        assert named in complaint(error)
+
+
+def test_properties_may_be_null(folder):
+    spec = FeatureSpec.read(save(folder, changed("feature_spec/label", {})))
+    text = (folder / FILE_NAME).read_text().replace("label: {}", "label:")
+    assert "label:\n" in text
+    assert FeatureSpec.read(save(folder, text)) == spec
+
+
+def test_a_spec_can_be_read_before_its_files_exist(folder):
+    path = save(folder, changed("source_spec/train/1/files", ["later.csv"]))
+    assert FeatureSpec.read(path, with_files=False).source_spec["train"][1].files == ("later.csv",)
+
+
+def test_values_of_a_cardinality_that_is_yet_to_be_found_are_checked(folder):
+    spec = FeatureSpec.read(save(folder, changed("feature_spec/user/cardinality", "auto")))
+    assert spec.columns("train", ["user"])["user"].tolist() == [0, 1, 2]
+    pq.write_table(ids([-1], [0]), folder / "ids_1.parquet")
+    with pytest.raises(UserError, match="'user' has ids from -1"):
+        spec.columns("train", ["user"])
