@@ -8,7 +8,8 @@ A model is written as pure functions on named weights (see :mod:`recsys.models`)
 3. *update*: one step of the model's optimizer on all variables.
 
 On TensorFlow, XLA compiles 2 and 3 but not 1: its scatter on a CPU is a serial loop (measured: 0.27 s of a
-VAE-CF step of 1.17 s, where TensorFlow's own kernels take 0.06 s). JAX compiles the whole step; PyTorch runs
+VAE-CF step of 1.17 s, where TensorFlow's own kernels take 0.06 s), and 2 only where a model gains by it
+(``fuses``). JAX compiles the whole step; PyTorch runs
 it eagerly.
 """
 
@@ -132,7 +133,8 @@ class _TensorFlowEngine(Engine):
         super().__init__(*arguments)
         self.tf = tf
         jit = self.config.xla
-        self._dense = tf.function(self.dense_gradients, jit_compile=jit)  # type: ignore[method-assign]
+        dense = jit and self.model.fuses  # XLA's own matrix products are slower than TensorFlow's on a CPU
+        self._dense = tf.function(self.dense_gradients, jit_compile=dense)  # type: ignore[method-assign]
         self._update = tf.function(self._apply, jit_compile=jit)
         self._step = tf.function(self._whole_step)
 

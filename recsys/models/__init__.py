@@ -41,6 +41,7 @@ class Recommender(Protocol):
         examples: number of training examples.
         batch_examples: examples of one global batch.
         units_per_example: throughput units of one example.
+        fuses: whether XLA makes :meth:`loss` faster on this device.
         micro_batch: rows that run through :meth:`loss` at once; 0 for all.
     """
 
@@ -56,6 +57,7 @@ class Recommender(Protocol):
     batch_examples: int
     units_per_example: int
     micro_batch: int
+    fuses: bool
 
     def __init__(self, config: "TrainingConfig", spec: "FeatureSpec"): ...
 

@@ -91,6 +91,7 @@ class Model:
     unit = "samples"
     inference_batch_sizes = (1, 64, 1024, 4096, 16384, 65536, 262144, 1048576)
     baseline = "popularity"
+    fuses = True
     inputs = ("user", "item")
     tables = TABLES + PROJECTION
 

@@ -76,6 +76,7 @@ class Model:
     unit = "users"
     inference_batch_sizes = (1, 10, 100, 1000)
     baseline = "popularity"
+    fuses = True
     inputs = ("user", "item")
     tables = ("encoder_0/kernel",)
     units_per_example = 1

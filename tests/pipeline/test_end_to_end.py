@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -95,6 +96,79 @@ def test_a_users_mistake_ends_the_run_with_one_line_and_exit_code_2(words, messa
     assert "Traceback" not in output
 
 
+OUTBRAIN = ["dataset_options.displays=12000", "hyperparameters.batch_size=1024", "hyperparameters.epochs=5"]
+
+
+def test_wide_deep_recovers_what_is_planted_in_outbrain_files():
+    code, folder, summary, output = run(
+        "wide_deep_synthetic", *QUICK, *OUTBRAIN, "gate=map@12>=0.6, auc>=0.65"
+    )
+    assert code == 0, output
+    metrics = summary["steps"]["evaluate"]
+    assert metrics["map@12"] > metrics["item_ctr_map@12"] + 0.03
+    assert metrics["auc"] > metrics["item_ctr_auc"] + 0.03
+    assert "ad_id" in (folder / "preprocess" / "statistics").read_text()
+
+
+def test_wide_deep_finds_nothing_in_shuffled_clicks():
+    words = ["dataset_options.shuffle_clicks=true", "gate="]
+    code, _, summary, output = run("wide_deep_synthetic", *QUICK, *OUTBRAIN, *words)
+    assert code == 0, output
+    assert summary["steps"]["evaluate"]["auc"] == pytest.approx(0.5, abs=0.02)
+
+
+SPEC = """
+feature_spec:
+  who: {cardinality: auto}
+  what: {cardinality: 300}
+  kinds: {cardinality: 12, max_hotness: 3}
+  liked:
+source_spec:
+  train:
+    - {type: csv, features: [who, what, kinds, liked], files: [rows.csv]}
+channel_spec:
+  user: [who]
+  item: [what]
+  multihot_categorical: [kinds]
+  label: [liked]
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "metric"),
+    [
+        (
+            "wide_deep_feature_spec",
+            [
+                "hyperparameters.batch_size=512",
+                "hyperparameters.learning_rate=0.01",
+                "hyperparameters.epochs=15",
+            ],
+            "auc",
+        ),
+        ("ncf_synthetic", ["hyperparameters.batch_size=2048"], "hr@10"),
+        ("vae_cf_synthetic", ["preparation.heldout_users=0.1", "hyperparameters.topk=50"], "ndcg@50"),
+    ],
+)
+def test_a_csv_with_a_feature_spec_trains_every_model(name, words, metric, tmp_path):
+    """Half of 300 items are liked by half of 400 users, the others by the others."""
+    generator = np.random.default_rng(3)
+    who, what = np.divmod(generator.permutation(400 * 300)[:16_000], 300)
+    odds = np.where(who % 2 == what % 2, 0.9, 0.1)
+    lines = [
+        f'{a},{b},"{sorted({b % 12, b % 5})}",{int(liked)}\n'
+        for a, b, liked in zip(who, what, generator.random(len(who)) < odds, strict=True)
+    ]
+    (tmp_path / "rows.csv").write_text("".join(lines))
+    (tmp_path / "feature_spec.yaml").write_text(SPEC)
+    own = ["dataset=feature_spec", f"source={tmp_path}/feature_spec.yaml", "gate="]
+    code, _, summary, output = run(name, *QUICK, *own, *words)
+    assert code == 0, output
+    metrics = summary["steps"]["evaluate"]
+    baseline = metrics[f"item_ctr_{metric}" if metric == "auc" else f"popularity_{metric}"]
+    assert metrics[metric] > baseline + 0.05
+
+
 COLUMNS = ["dataset=interactions", "dataset_options.user=userId", "dataset_options.item=movieId"]
 
 
@@ -108,8 +182,9 @@ COLUMNS = ["dataset=interactions", "dataset_options.user=userId", "dataset_optio
         ("vae_cf_movielens_100k", [f"source={DATA}/ml-100k.zip"], "ndcg@100", 0.38),
         ("ncf_movielens_100k", [*COLUMNS, f"source={DATA}/ml-100k.csv"], "hr@10", 0.65),
         ("vae_cf_movielens_100k", [*COLUMNS, f"source={DATA}/ml-100k.csv"], "ndcg@100", 0.38),
+        ("wide_deep_movielens_100k", [f"source={DATA}/ml-100k-ctr.csv"], "auc", 0.703),
     ],
-    ids=["ncf zip", "vae_cf zip", "ncf csv", "vae_cf csv"],
+    ids=["ncf zip", "vae_cf zip", "ncf csv", "vae_cf csv", "wide_deep csv"],
 )
 def test_real_ratings_reach_the_references_accuracy(name, words, metric, least):
     code, _, summary, output = run(name, *QUICK, *words)
