@@ -51,7 +51,7 @@ def recsys(
     """Every step is a program in a container; ``components/<step>/component.py`` is its interface.
 
     Args:
-        model: a file name in ``recsys/models/``: ``ncf``, ``vae_cf``.
+        model: a file name in ``recsys/models/``: ``ncf``, ``vae_cf``, ``wide_deep``.
         dataset: a dataset's name: ``synthetic``, ``movielens-20m``, ``interactions``, ...
         source: takes the data from this path or URI instead of the dataset's own address.
         dataset_options: options of the dataset (sizes, column names).

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from components.preprocess.hashing import uniform
 from components.preprocess.prepared import Prepared
 from components.preprocess.ratings import dataset as ratings
 from components.preprocess.shards import write_shards
@@ -178,16 +179,8 @@ def _drawn(
         if part is None:
             yield table
             continue
-        uniform = _hashed(table[group[0]].to_numpy(), seed) if group else rng.random(table.num_rows)
-        yield table.filter(pa.array((uniform < fraction) == part))
-
-
-def _hashed(values: np.ndarray, seed: int) -> np.ndarray:
-    """A number in [0, 1) for each value (the finalizer of SplitMix64), float64."""
-    mixed = values.astype(np.uint64) + np.uint64((seed + 1) * 0x9E3779B97F4A7C15 % 2**64)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
-    return ((mixed ^ (mixed >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
+        share = uniform(table[group[0]].to_numpy(), seed, 0) if group else rng.random(table.num_rows)
+        yield table.filter(pa.array((share < fraction) == part))
 
 
 def _from_ratings(

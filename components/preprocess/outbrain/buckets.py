@@ -15,9 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from components.preprocess.hashing import drawn, uniform
 from components.preprocess.outbrain.documents import UNREADABLE, Lookup
 from components.preprocess.outbrain.features import REQUEST
-from components.preprocess.outbrain.ids import MISSING, drawn, uniform
+from components.preprocess.outbrain.ids import MISSING
 from components.preprocess.outbrain.preparation import Preparation
 from components.preprocess.outbrain.tables import batches, kinds
 

@@ -26,13 +26,14 @@ import nvtabular as nvt
 import pyarrow as pa
 from merlin.core.dispatch import get_lib
 
+from components.preprocess import hashing
 from components.preprocess.outbrain import features, fitted_operators, ids, operators
 from components.preprocess.outbrain.documents import Subjects
 from components.preprocess.outbrain.preparation import Preparation
 from recsys import arrays
 
 THREADS = 2  # each holds a bucket in memory
-BY_VALUE = (operators, fitted_operators, ids, features, arrays)  # what the operators need
+BY_VALUE = (operators, fitted_operators, ids, hashing, features, arrays)  # what the operators need
 
 
 class OutbrainWorkflow:
