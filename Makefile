@@ -62,9 +62,14 @@ test-%: setup .venv/%/.tests
 	@$(UV) pip install --quiet --python .venv/peers/bin/python -r $<
 	@touch $@
 
-benchmark: setup .venv/peers/.ready ## measure training and preparation beside plain PyTorch, JAX and pandas
-	.venv/train/bin/python -m benchmarks.training
+benchmark: setup .venv/peers/.ready ## measure training and preparation beside plain loops and pandas (an hour)
+	.venv/train/bin/python -m benchmarks.training --models ncf vae_cf
+	.venv/train/bin/python -m benchmarks.training --models wide_deep --rounds 2 --steps 4 \
+		--output benchmarks/training_wide_deep.json
+	.venv/train/bin/python -m benchmarks.input_pipeline
 	.venv/preprocess/bin/python -m benchmarks.preparation
+	.venv/pipeline/bin/python -m benchmarks.outbrain_preparation
+	.venv/peers/bin/python -m benchmarks.logistic_regression
 
 lint: .venv/pipeline/.tests ## style and types
 	.venv/pipeline/bin/ruff check .
