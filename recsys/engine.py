@@ -9,8 +9,7 @@ A model is written as pure functions on named weights (see :mod:`recsys.models`)
 
 On TensorFlow, XLA compiles 2 and 3 but not 1: its scatter on a CPU is a serial loop (measured: 0.27 s of a
 VAE-CF step of 1.17 s, where TensorFlow's own kernels take 0.06 s), and 2 only where a model gains by it
-(``fuses``). JAX compiles the whole step; PyTorch runs
-it eagerly.
+(``fuses``). JAX compiles the whole step; PyTorch runs it eagerly.
 """
 
 import abc
@@ -74,8 +73,13 @@ class Engine(abc.ABC):
         """Loss and the gradient of ``scale * loss`` by weight name."""
         tables = {name: weights[name] for name in self.model.tables}
         dense = {name: value for name, value in weights.items() if name not in tables}
-        (differentiable, rows), pull_back = self._linearize(
-            lambda values: self.model.lookup(values, arrays, batch, training=True), tables
+
+        def lookup(values):
+            return self.model.lookup(values, arrays, batch, training=True)
+
+        # PyTorch does not differentiate with respect to nothing.
+        (differentiable, rows), pull_back = (
+            self._linearize(lookup, tables) if tables else (lookup(tables), lambda by_row: {})
         )
         loss, by_row, by_dense = self._dense(dense, differentiable, rows, batch, scale)
         return loss, {**pull_back(by_row), **by_dense}
