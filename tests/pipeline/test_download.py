@@ -302,10 +302,11 @@ def test_gs_mistakes_are_one_line(cloud, tmp_path, capsys, address, says):
 
 
 def test_gs_archive_is_verified_by_the_md5_beside_it(cloud, tmp_path, capsys):
-    cloud.files["ml-100k.zip"] = archive()
+    content = archive()
+    cloud.files["ml-100k.zip"] = content
     cloud.files["ml-100k.zip.md5"] = b"0" * 32
     assert "0" * 32 in refused(capsys, arguments(tmp_path, "gs://bucket/ml-100k.zip"))
-    cloud.files["ml-100k.zip.md5"] = hashlib.md5(archive()).hexdigest().encode()
+    cloud.files["ml-100k.zip.md5"] = hashlib.md5(content).hexdigest().encode()
     assert main(arguments(tmp_path, "gs://bucket/ml-100k.zip")) == 0
 
 
