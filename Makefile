@@ -3,6 +3,8 @@ PYTHON ?= python3.11
 UV_VERSION := 0.13.9
 UV := .venv/uv/bin/uv
 IMAGES := download preprocess train
+HOROVOD_BUILD := HOROVOD_WITH_TENSORFLOW=1 HOROVOD_WITHOUT_PYTORCH=1 HOROVOD_WITHOUT_MXNET=1 HOROVOD_WITH_MPI=1 \
+	HOROVOD_WITH_GLOO=1 CMAKE_POLICY_VERSION_MINIMUM=3.5 MAKEFLAGS=-j$(shell nproc)
 export UV_PYTHON_DOWNLOADS := never
 
 help: ## show this list
@@ -22,6 +24,32 @@ $(UV):
 	@echo "setting up .venv/$* from $<"
 	@$(UV) venv --quiet --clear --python $(PYTHON) .venv/$*
 	@$(UV) pip install --quiet --compile-bytecode --python .venv/$*/bin/python --require-hashes -r $<
+	@touch $@
+
+# Horovod is compiled against the TensorFlow that is there: the stamp names its version, nothing is cached.
+setup-horovod: .venv/train/.ready ## build Horovod into .venv/train, which num_workers above 1 needs
+	@for tool in mpirun mpicxx cmake g++; do command -v $$tool > /dev/null || \
+		{ echo "make: $$tool is missing: apt-get install openmpi-bin libopenmpi-dev cmake g++" >&2; exit 2; }; done
+	@version=$$(.venv/train/bin/python -c 'from importlib.metadata import version as v; print(v("tensorflow-cpu"))') && \
+	stamp=.venv/train/.horovod-$$version && if [ ! -e $$stamp ]; then \
+		echo "building Horovod for TensorFlow $$version, about 5 minutes" && \
+		$(HOROVOD_BUILD) $(UV) pip install --quiet --no-cache --no-build-isolation --reinstall-package horovod \
+			--no-binary horovod --no-deps --python .venv/train/bin/python --require-hashes -r images/train/horovod.txt && \
+		TF_CPP_MIN_LOG_LEVEL=2 .venv/train/bin/python -c 'import horovod.tensorflow' && touch $$stamp; fi
+
+# etcd, Kubernetes' API server, controllers and kubectl, and the MPI operator: one program, which links name.
+CONTROL_PLANE := certificates etcd kube-apiserver kube-controller-manager kubectl mpi-operator
+setup-cluster: .venv/cluster/.ready ## build the control plane of tests/cluster, which needs Go 1.26
+.venv/cluster/.ready: $(addprefix tests/cluster/apiserver/,go.mod go.sum main.go)
+	@command -v go > /dev/null || { echo "make: Go is missing: install Go 1.26 or newer" >&2; exit 2; }
+	@echo "building a Kubernetes control plane, about 10 minutes"
+	@mkdir -p .venv/cluster/bin && cd $(<D) && version=$$(go list -m -f '{{.Version}}' k8s.io/kubernetes) && \
+		CGO_ENABLED=0 go build -trimpath -buildvcs=false -o $(CURDIR)/.venv/cluster/bin/control-plane \
+		-ldflags "-s -w -X k8s.io/component-base/version.gitVersion=$$version" .
+	@for name in $(CONTROL_PLANE); do ln -sf control-plane .venv/cluster/bin/$$name; done
+	@operator=$$(cd $(<D) && go list -m -f '{{.Dir}}' github.com/kubeflow/mpi-operator) && \
+		install -m 644 $$operator/manifests/base/kubeflow.org_mpijobs.yaml .venv/cluster/mpijobs.yaml && \
+		install -m 644 $$operator/examples/v2beta1/pi/pi.yaml .venv/cluster/pi.yaml
 	@touch $@
 
 .venv/jax/.ready: tests/requirements/jax.txt | $(UV)
@@ -57,6 +85,9 @@ test: test-pipeline test-preprocess test-train test-jax ## every test, each in t
 test-%: setup .venv/%/.tests
 	.venv/$*/bin/python -m pytest tests/$* $(PYTEST)
 
+test-cluster: .venv/cluster/.ready .venv/pipeline/.tests ## distributed training's step against a real control plane
+	.venv/pipeline/bin/python -m pytest tests/cluster $(PYTEST)
+
 .venv/peers/.ready: benchmarks/requirements.txt | $(UV)
 	@$(UV) venv --quiet --clear --python $(PYTHON) .venv/peers
 	@$(UV) pip install --quiet --python .venv/peers/bin/python -r $<
@@ -83,5 +114,5 @@ format: .venv/pipeline/.tests ## mend the style
 clean: ## remove the environments; runs/ stays
 	rm -rf .venv
 
-.PHONY: help setup lock run compile submit test benchmark lint format clean
+.PHONY: help setup setup-horovod setup-cluster test-cluster lock run compile submit test benchmark lint format clean
 .DEFAULT_GOAL := help

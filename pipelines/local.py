@@ -21,8 +21,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pipelines import parameters, run_report
 from pipelines.pipeline import COMPILED
 from pipelines.process_runner import run_compiled
@@ -144,12 +142,10 @@ def _report(
 
 def _artifacts(compiled: Path, steps: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     """Step that has run (in that order) to its artifacts: name to schema title."""
-    pipeline = yaml.safe_load(compiled.read_text())
-    tasks = pipeline["root"]["dag"]["tasks"]
+    components = parameters.compiled_spec(compiled)["components"]
     found = {}
     for step in steps:
-        component = pipeline["components"][tasks[step]["componentRef"]["name"]]
-        outputs = component.get("outputDefinitions", {}).get("artifacts", {})
+        outputs = components[f"comp-{step}"].get("outputDefinitions", {}).get("artifacts", {})
         found[step] = {name: output["artifactType"]["schemaTitle"] for name, output in outputs.items()}
     return found
 

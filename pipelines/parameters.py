@@ -38,9 +38,14 @@ def names(runs: Path = RUNS) -> list[str]:
     return sorted(path.stem for path in runs.glob("*.yaml"))
 
 
+def compiled_spec(compiled: Path) -> dict[str, Any]:
+    """The compiled pipeline; what only Kubernetes reads is a second document behind it."""
+    return next(yaml.safe_load_all(compiled.read_text()))
+
+
 def declared(compiled: Path) -> dict[str, Mapping[str, Any]]:
     """Parameter name to ``parameterType`` and perhaps ``defaultValue``, as the compiled pipeline has them."""
-    return yaml.safe_load(compiled.read_text())["root"]["inputDefinitions"]["parameters"]
+    return compiled_spec(compiled)["root"]["inputDefinitions"]["parameters"]
 
 
 def resolve(run: str, words: Iterable[str], compiled: Path, runs: Path = RUNS) -> dict[str, Any]:

@@ -7,14 +7,14 @@
 import sys
 from pathlib import Path
 
-from kfp import compiler, dsl
+from kfp import compiler, dsl, kubernetes
 
 from components.benchmark.component import benchmark as measure
 from components.download.component import download
 from components.evaluate.component import evaluate
 from components.evaluate.component import gate as judge
 from components.preprocess.component import preprocess
-from components.train.component import train
+from components.train.component import cleanup, train
 
 NAME = "recsys"
 COMPILED = Path(__file__).with_name("pipeline.yaml")
@@ -47,6 +47,9 @@ def recsys(
     seed: int = 1,
     resume: str = "",
     gpus: str = "0",
+    num_workers: str = "1",
+    workspace_claim: str = "recsys-workspace",
+    cluster: dict = {},  # noqa: B006
 ):
     """Every step is a program in a container; ``components/<step>/component.py`` is its interface.
 
@@ -62,37 +65,56 @@ def recsys(
         gate: metrics that the run must reach, for example ``hr@10>=0.65``; empty: none.
         seed: of everything random.
         resume: a checkpoint of an interrupted run to go on from; empty: train from the start.
-        gpus: number of GPUs of the steps that use the model, ``0`` for CPU. It is text because the backend
-            fills a resource limit from text only: from an integer parameter it reads "" and drops the limit.
+        gpus: number of GPUs of the steps that use the model, and of each worker; ``0`` for CPU. It is text
+            because the backend fills a resource limit from text only: from an integer parameter it reads ""
+            and drops the limit.
+        num_workers: ``1`` trains in the step's own pod; more start an MPIJob with as many.
+        workspace_claim: volume claim that the train step shares with the workers of an MPIJob; one worker
+            needs none.
+        cluster: of the MPIJob: overlay, queue, timeouts; the fields of ``Settings`` in
+            ``components/train/mpijob.py``.
     """
-    raw = download(dataset=dataset, source=source, options=dataset_options, seed=seed)
-    prepared = preprocess(raw=raw.outputs["raw"], model=model, options=preparation, seed=seed)
-    trained = train(
-        dataset=prepared.outputs["dataset"],
-        model=model,
-        hyperparameters=hyperparameters,
-        seed=seed,
-        resume=resume,
-    )
-    model_and_data = {
-        "dataset": prepared.outputs["dataset"],
-        "checkpoint": trained.outputs["checkpoint"],
-    }
-    evaluated = evaluate(**model_and_data, options=evaluation)
-    # After the evaluation, so that no other step of the run shares the machine with the measurement.
-    measured = measure(**model_and_data, options=benchmark).after(evaluated)
-    # After the benchmark too, so that a missed gate fails the run when all reports are there.
-    judged = judge(metrics=evaluated.outputs["metrics"], gate=gate).after(measured)
+    # After Terminate too, which leaves the train step half a second to delete its job.
+    left = cleanup()
+    with dsl.ExitHandler(left, name="Pipeline"):
+        raw = download(dataset=dataset, source=source, options=dataset_options, seed=seed)
+        prepared = preprocess(raw=raw.outputs["raw"], model=model, options=preparation, seed=seed)
+        training = {
+            "dataset": prepared.outputs["dataset"],
+            "model": model,
+            "hyperparameters": hyperparameters,
+            "seed": seed,
+            "resume": resume,
+            "num_workers": num_workers,
+            "gpus": gpus,
+            "workspace_claim": workspace_claim,
+            "cluster": cluster,
+        }
+        # The same step twice: with GPUs and without the claim, or without GPUs and with it.
+        with dsl.If(num_workers == "1", name="One worker"):
+            alone = train(**training)
+        with dsl.Else(name="Several workers"):
+            launched = train(**training)
+        checkpoint = dsl.OneOf(alone.outputs["checkpoint"], launched.outputs["checkpoint"])
+        model_and_data = {"dataset": prepared.outputs["dataset"], "checkpoint": checkpoint}
+        evaluated = evaluate(**model_and_data, options=evaluation)
+        # After the evaluation, so that no other step of the run shares the machine with the measurement.
+        measured = measure(**model_and_data, options=benchmark).after(evaluated)
+        # After the benchmark too, so that a missed gate fails the run when all reports are there.
+        judged = judge(metrics=evaluated.outputs["metrics"], gate=gate).after(measured)
 
     # No set_retry: it would also repeat a user's mistake, and the download retries its requests by itself.
     # Nodes that go away are already covered by Argo's default retry on errors.
     _describe(raw, "Download and verify", cpu="500m", memory="1Gi")
     _describe(prepared, "Encode and split", cpu="2", memory="8Gi")
-    _describe(trained, "Train", cpu="2", memory="8Gi", gpus=gpus)
+    _describe(alone, "Train", cpu="2", memory="8Gi", gpus=gpus)
+    _describe(launched, "Train on several workers", cpu="250m", memory="512Mi")
+    kubernetes.mount_pvc(launched, pvc_name=workspace_claim, mount_path="/workspace")
     _describe(evaluated, "Evaluate", cpu="2", memory="8Gi", gpus=gpus)
     # A measurement and a verdict belong to their run: never from the cache.
     _describe(measured, "Benchmark", cpu="2", memory="8Gi", gpus=gpus).set_caching_options(False)
     _describe(judged, "Gate", cpu="100m", memory="256Mi").set_caching_options(False)
+    _describe(left, "Clean up", cpu="100m", memory="256Mi").set_caching_options(False)
 
 
 def compile_pipeline(path: str | Path = COMPILED) -> Path:

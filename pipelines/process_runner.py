@@ -2,12 +2,16 @@
 
 kfp.local orders the tasks, fills the placeholders and hands artifacts on; only the running of a container is
 replaced. Its own runners cannot do that: the subprocess runner takes Python functions only, the other needs
-Docker. So this file, and no other, reaches into kfp's private API, in three places:
+Docker. So this file, and no other, reaches into kfp's private API, in five places:
 
 * ``task_dispatcher`` looks up ``subprocess_task_handler.SubprocessTaskHandler`` when a task starts; a
   subclass that starts our process stands in its place;
 * ``get_local_pipeline_resource_name`` names the folder of a run; ours is the run's id, so that a task's
   artifacts land in ``<root>/<run id>/<task>/<artifact>``;
+* ``get_local_task_resource_name`` names the folder of a task after its component; a step that stands in two
+  branches has a component for each (``train``, ``train-2``): the one that runs gets the step's name;
+* ``get_dag_output_artifacts`` refuses ``dsl.OneOf`` of artifacts, which a cluster takes; ours is the output
+  of the branch that has run;
 * ``to_protobuf_value`` turns arguments into protobuf; it refuses a ``null`` inside a dict parameter, which a
   cluster takes, so protobuf's own conversion stands in its place.
 
@@ -18,6 +22,7 @@ import contextlib
 import io
 import json
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,6 +32,7 @@ from google.protobuf import json_format, struct_pb2
 from kfp import components, local
 from kfp.compiler import pipeline_spec_builder
 from kfp.local import executor_input_utils, status, subprocess_task_handler
+from kfp.local.orchestrator import orchestrator_utils
 
 Launch = Callable[[str, Sequence[str], Mapping[str, Any]], None]
 
@@ -67,12 +73,30 @@ def run_compiled(
     with (
         _replaced(subprocess_task_handler, "SubprocessTaskHandler", Handler),
         _replaced(executor_input_utils, "get_local_pipeline_resource_name", lambda _: run_id),
+        _replaced(executor_input_utils, "get_local_task_resource_name", _step_name),
         _replaced(pipeline_spec_builder, "to_protobuf_value", _protobuf_value),
+        _replaced(orchestrator_utils.OrchestratorUtils, "get_dag_output_artifacts", _output_artifacts),
         _muted(),
     ):
         pipeline(**arguments)
     if not launched:
         raise RuntimeError("kfp.local ran without our process runner: its private API has moved")
+
+
+def _step_name(component: str) -> str:
+    return re.sub(r"-\d+$", "", component.removeprefix("comp-"))
+
+
+def _output_artifacts(dag_outputs_spec: Any, io_store: Any) -> dict[str, Any]:
+    """Output name to the artifact of the one task that has run."""
+    outputs = {}
+    for name, choice in dag_outputs_spec.artifacts.items():
+        for selector in choice.artifact_selectors:
+            with contextlib.suppress(ValueError):  # this one has not
+                outputs[name] = io_store.get_task_output(
+                    selector.producer_subtask, selector.output_artifact_key
+                )
+    return outputs
 
 
 def _protobuf_value(value: Any) -> struct_pb2.Value:

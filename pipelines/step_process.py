@@ -23,7 +23,7 @@ from typing import IO, Any
 from recsys.step import USER_MISTAKE, UserError
 
 # What TensorFlow's C++ says on stderr whatever its log level; it stays in log.txt.
-NOISE = re.compile(r"[IW]\d{4} \d\d:|I0000 |WARNING: All log messages before absl")
+NOISE = re.compile(r"(?:\[\d+\] )?(?:[IW]\d{4} \d\d:|I0000 |WARNING: All log messages before absl)")
 
 
 class StepFailedError(Exception):

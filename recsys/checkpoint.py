@@ -15,6 +15,7 @@ import dataclasses
 import json
 import shutil
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ import numpy as np
 import yaml
 
 from recsys import config as configuration
-from recsys import models
+from recsys import distributed, models, sharded_tables
 from recsys.engine import Engine, Tensors
 from recsys.feature_spec import FILE_NAME, FeatureSpec
 from recsys.step import UserError, atomic_write
@@ -56,25 +57,55 @@ class Progress:
     history: list[dict[str, float]] = field(default_factory=list)
 
 
-def save_last(folder: Path, engine: Engine, progress: Progress, run: dict[str, Any]) -> None:
-    """Writes ``last.npz``: everything that ``--resume`` needs. ``run`` is what must agree on resuming."""
+def state(engine: Engine) -> dict[str, np.ndarray]:
+    """Weights and optimizer state, on the first rank; puts sharded tables together, so all ranks call it."""
     engine.synchronize()
-    arrays = {
-        f"weight/{variable.path}": keras.ops.convert_to_numpy(variable.value) for variable in engine.variables
-    }
-    arrays |= {
-        f"optimizer/{n}": keras.ops.convert_to_numpy(variable.value)
-        for n, variable in enumerate(engine.optimizer.variables)
-    }
+    arrays = {}
+    for name, variable, rows in _variables(engine):
+        array = sharded_tables.collect(variable.value, rows) if rows else None
+        if distributed.is_first():
+            arrays[name] = keras.ops.convert_to_numpy(variable.value) if array is None else array
+    return arrays
+
+
+def assign(engine: Engine, arrays: dict[str, np.ndarray]) -> None:
+    """Gives every rank the first one's ``arrays``, or its initial weights where there are none."""
+    resumed, first = distributed.broadcast(bool(arrays)), distributed.is_first()
+    for name, variable, rows in _variables(engine):
+        if rows and resumed:
+            variable.assign(sharded_tables.deal(arrays[name] if first else None, variable))
+        elif arrays:
+            variable.assign(arrays[name])
+    distributed.broadcast_variables(variable for _, variable, rows in _variables(engine) if not rows)
+    if arrays:
+        engine.restore()
+
+
+def _variables(engine: Engine) -> Iterator[tuple[str, Any, int]]:
+    """Name in ``last.npz``, variable, and the rows of the whole table where this rank holds a shard, or 0."""
+    sharded = engine.model.sharded
+    for variable in engine.variables:
+        yield f"weight/{variable.path}", variable, sharded.get(variable.path, 0)
+    for number, variable in enumerate(engine.optimizer.variables):
+        # Keras names a variable of the optimizer after the one it belongs to.
+        rows = (rows for name, rows in sharded.items() if name.replace("/", "_") in variable.path)
+        yield f"optimizer/{number}", variable, next(rows, 0)
+
+
+def save_last(folder: Path, arrays: dict[str, np.ndarray], progress: Progress, run: dict[str, Any]) -> None:
+    """Writes ``last.npz``: everything that ``--resume`` needs. ``run`` is what must agree on resuming."""
     state = json.dumps({"progress": dataclasses.asdict(progress), "run": run})
     temporary = folder / f".{LAST}.tmp"
-    with open(temporary, "wb") as stream:
-        np.savez(stream, state=np.frombuffer(state.encode(), np.uint8), **arrays)
-    temporary.replace(folder / LAST)
+    try:
+        with open(temporary, "wb") as stream:
+            np.savez(stream, state=np.frombuffer(state.encode(), np.uint8), **arrays)
+        temporary.replace(folder / LAST)
+    finally:
+        temporary.unlink(missing_ok=True)  # of a full disk
 
 
-def restore(path: Path, engine: Engine, run: dict[str, Any]) -> Progress:
-    """Puts a saved state back into the engine.
+def read_last(path: Path, run: dict[str, Any]) -> tuple[Progress, dict[str, np.ndarray]]:
+    """Reads a saved state: where the run stood, and what :func:`assign` puts back into the engine.
 
     Raises:
         UserError: there is none, it cannot be read, or it belongs to another run.
@@ -85,7 +116,7 @@ def restore(path: Path, engine: Engine, run: dict[str, Any]) -> Progress:
     try:
         with np.load(file, allow_pickle=False) as saved:
             state = json.loads(saved["state"].tobytes())
-            arrays = {name: saved[name] for name in saved.files}
+            arrays = {name: saved[name] for name in saved.files if name != "state"}
     except (ValueError, OSError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"--resume {file}: cannot be read as a saved state: {error}") from None
     for key, value in run.items():
@@ -93,19 +124,37 @@ def restore(path: Path, engine: Engine, run: dict[str, Any]) -> Progress:
             raise UserError(
                 f"--resume {file}: was saved with {key} {state['run'].get(key)!r}, this run has {value!r}"
             )
-    for variable in engine.variables:
-        variable.assign(arrays[f"weight/{variable.path}"])
-    for number, variable in enumerate(engine.optimizer.variables):
-        variable.assign(arrays[f"optimizer/{number}"])
-    engine.restore()
-    return Progress(**state["progress"])
+    return Progress(**state["progress"]), arrays
+
+
+def whole_network(engine: Engine) -> keras.Model | None:
+    """The network for serving, on the first rank; with sharded tables put together, so all ranks call it."""
+    engine.synchronize()
+    sharded = engine.model.sharded
+    if not sharded:
+        return engine.network
+    tables = {
+        variable.path: sharded_tables.collect(variable.value, sharded[variable.path])
+        for variable in engine.variables
+        if variable.path in sharded
+    }
+    if not distributed.is_first():
+        return None
+    weights = {variable.path: variable.value for variable in engine.variables} | tables
+    network = engine.model.network(0, whole=True)  # type: ignore[call-arg]
+    for variable in network.trainable_variables:
+        variable.assign(weights[variable.path])
+    return network
 
 
 def save_best(folder: Path, network: keras.Model) -> None:
     """Writes ``model.keras``."""
     temporary = folder / f".partial.{MODEL}"
-    network.save(temporary)
-    temporary.replace(folder / MODEL)
+    try:
+        network.save(temporary)
+        temporary.replace(folder / MODEL)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def copy_best(source: Path, folder: Path) -> None:

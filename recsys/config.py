@@ -106,6 +106,7 @@ class TrainingConfig:
         validation_batch_size: users scored at once.
         target: stop when the validation metric reaches it.
         checkpoint_seconds: seconds between saves of the resumable state.
+        compress_gradients: several workers exchange gradients as float16, half the bytes.
         trace: write a profiler trace of some steps of the first epoch beside the weights.
     """
 
@@ -124,6 +125,7 @@ class TrainingConfig:
     validation_batch_size: int = 1024
     target: float = 1.0
     checkpoint_seconds: float = 60.0
+    compress_gradients: bool = False
     trace: bool = False
 
     def __post_init__(self) -> None:

@@ -10,6 +10,8 @@ A model is written as pure functions on named weights (see :mod:`recsys.models`)
 On TensorFlow, XLA compiles 2 and 3 but not 1: its scatter on a CPU is a serial loop (measured: 0.27 s of a
 VAE-CF step of 1.17 s, where TensorFlow's own kernels take 0.06 s), and 2 only where a model gains by it
 (``fuses``). JAX compiles the whole step; PyTorch runs it eagerly.
+
+Several ranks (TensorFlow) sum loss and gradients between 2 and 3; the losses are shares of one mean.
 """
 
 import abc
@@ -20,6 +22,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from recsys import distributed
 from recsys.config import TrainingConfig
 from recsys.models import Recommender
 
@@ -148,7 +151,10 @@ class _TensorFlowEngine(Engine):
     def _whole_step(self, arrays, batch):
         weights, scale = self.weights(), _loss_scale(self.optimizer)
         loss, gradients = self.gradients(weights, arrays, batch, scale)
-        return self._update(loss, gradients, scale)
+        shared = [name for name in self.names if name not in self.model.sharded]
+        parts = [gradients[name] for name in shared]
+        loss, sums = distributed.sum_gradients(loss, parts, self.config.compress_gradients)
+        return self._update(loss, gradients | dict(zip(shared, sums, strict=True)), scale)
 
     def _apply(self, loss, gradients, scale):
         loss, gradients = self.regularize(self.weights(), loss, gradients, scale)

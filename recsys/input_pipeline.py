@@ -3,12 +3,18 @@
 The interactions go to the device once (:class:`Csr` or plain columns); a training step then receives only the
 indices of its examples. Batches have one static shape, so that a step compiles once: the last batch of an
 epoch is filled up with examples of weight 0, and none is dropped.
+
+The global batch is the same for any number of ranks. Each takes a contiguous share of it, and the place in
+the global batch is the counter of dropout and negatives: the ranks draw together what one would draw alone.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+
+from recsys import distributed
+from recsys.step import UserError
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,41 @@ def epoch_batches(examples: int, per_batch: int, seed: int, epoch: int, first: i
         index = order[start : start + per_batch]
         weight = (sample < len(index)).astype(np.float32)
         yield Batch(np.resize(index, per_batch), weight, sample, len(index))
+
+
+def share_of(rows: int, micro_batch: int) -> tuple[int, int]:
+    """Rows of each rank's share of a global batch, and the micro-batch, which divides them.
+
+    The shares are filled up to a common size. The micro-batch is as near below the given one as wastes least;
+    one rank keeps both.
+
+    Args:
+        rows: of the global batch.
+        micro_batch: rows that run through the dense layers at once, 0 for all.
+    Raises:
+        UserError: there are more ranks than rows.
+    """
+    ranks = distributed.size()
+    if rows < ranks:
+        raise UserError(f"hyperparameters: a batch of {rows} examples cannot be shared by {ranks} workers")
+    share = -(-rows // ranks)
+    if not micro_batch:
+        return share, 0
+    fewest = -(-share // micro_batch)
+    parts = next((parts for parts in range(fewest, 2 * fewest) if share % parts == 0), fewest)
+    micro_batch = -(-share // parts)
+    return parts * micro_batch, micro_batch
+
+
+def own_share(batches: Iterator[Batch], rows: int) -> Iterator[Batch]:
+    """This rank's share of each global batch, filled up to ``rows`` with examples of weight 0."""
+    rank, ranks = distributed.rank(), distributed.size()
+    for batch in batches:
+        start, stop = (len(batch.index) * number // ranks for number in (rank, rank + 1))
+        weight = np.zeros(rows, np.float32)
+        weight[: stop - start] = batch.weight[start:stop]
+        sample = start + np.arange(rows, dtype=np.int32)
+        yield Batch(np.resize(batch.index[start:stop], rows), weight, sample, batch.examples)
 
 
 def user_batches(users: int, per_batch: int) -> Iterator[np.ndarray]:

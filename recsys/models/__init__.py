@@ -38,11 +38,12 @@ class Recommender(Protocol):
         baseline: what the metrics are reported beside ("popularity", "item_ctr").
         inputs: channels of categorical features that the network was built for.
         tables: names of the weights that :meth:`lookup` reads.
+        sharded: those of which each rank holds its rows only, and the rows of the whole table.
         examples: number of training examples.
         batch_examples: examples of one global batch.
         units_per_example: throughput units of one example.
         fuses: whether XLA makes :meth:`loss` faster on this device.
-        micro_batch: rows that run through :meth:`loss` at once; 0 for all.
+        micro_batch: rows that run through :meth:`loss` at once; 0 for all. Divides this rank's share.
     """
 
     config: Any
@@ -53,6 +54,7 @@ class Recommender(Protocol):
     baseline: str
     inputs: tuple[str, ...]
     tables: tuple[str, ...]
+    sharded: dict[str, int]
     examples: int
     batch_examples: int
     units_per_example: int
@@ -62,7 +64,10 @@ class Recommender(Protocol):
     def __init__(self, config: "TrainingConfig", spec: "FeatureSpec"): ...
 
     def network(self, seed: int) -> "keras.Model":
-        """A new network of stock Keras layers: loads anywhere that Keras does."""
+        """A new network of stock Keras layers: loads anywhere that Keras does.
+
+        A model with sharded tables has an argument ``whole``; without it, the tables hold this rank's rows.
+        """
 
     def optimizer(self) -> "keras.optimizers.Optimizer":
         """The optimizer of all weights, not built yet."""
@@ -71,7 +76,10 @@ class Recommender(Protocol):
         """The training data, as arrays that stay on the device."""
 
     def batches(self, seed: int, epoch: int, first: int = 0) -> "Iterator[Batch]":
-        """The batches of one epoch, in an order that depends on (seed, epoch) only, from number ``first``."""
+        """This rank's share of the batches of one epoch, in an order that depends on (seed, epoch) only.
+
+        All ranks have the same number of batches; ``first`` is the number of the first one to take.
+        """
 
     def batch(self, batch: "Batch", seed: np.int32, step: int) -> dict[str, Any]:
         """What one step receives from the host: indices, weights and scalars."""

@@ -19,11 +19,12 @@ import keras
 import numpy as np
 from keras import ops
 
-from recsys import counter_random, metrics
+from recsys import counter_random, distributed, metrics, sharded_tables
 from recsys.config import AdamConfig
 from recsys.device import on_cpu
 from recsys.feature_spec import FeatureSpec
-from recsys.input_pipeline import Batch, Csr, epoch_batches, user_batches
+from recsys.input_pipeline import Batch, Csr, epoch_batches, own_share, share_of, user_batches
+from recsys.leave_one_out import Series, candidate_series
 from recsys.optimizers import adam
 from recsys.step import UserError
 
@@ -45,6 +46,8 @@ class Config(AdamConfig):
         negative_samples: random negatives per positive, drawn anew each epoch.
         verify_negatives: draw them from the items that the user has no positive with; the references
             draw from all items.
+        embedding_parallel: several workers hold the rows of the embedding tables together, each its own
+            (:mod:`recsys.sharded_tables`); one worker takes no notice.
         batch_size: samples, negatives included.
     """
 
@@ -60,6 +63,7 @@ class Config(AdamConfig):
     dropout: float = 0.5
     negative_samples: int = 4
     verify_negatives: bool = False
+    embedding_parallel: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,21 +72,8 @@ class Config(AdamConfig):
         self.check("layers", legal, "two or more positive widths, the first one even")
         self.check("dropout", 0 <= self.dropout < 1, "in [0, 1)")
         self.check("negative_samples", self.negative_samples >= 0, "0 or more")
-
-
-@dataclass(frozen=True)
-class Series:
-    """Candidates of a leave-one-out mapping, the positive first.
-
-    Attributes:
-        user: int32, (series,).
-        item: int32, (series, candidates).
-        valid: bool, (series, candidates); False where an item stands again or equals the positive.
-    """
-
-    user: np.ndarray
-    item: np.ndarray
-    valid: np.ndarray
+        fits = self.precision != "float16" and self.l2 == 0.0
+        self.check("embedding_parallel", fits or not self.embedding_parallel, "false with l2 or float16")
 
 
 class Model:
@@ -109,13 +100,17 @@ class Model:
         # On a CPU the activations of about 1,000 positives stay in cache: 1.4 to 2 times faster (measured).
         self.micro_batch = min(config.micro_batch or (1024 if on_cpu() else 0), rows)
         self.batch_examples = -(-rows // self.micro_batch) * self.micro_batch if self.micro_batch else rows
+        self._share, self.micro_batch = share_of(self.batch_examples, self.micro_batch)
+        parallel = config.embedding_parallel and distributed.size() > 1
+        entities = {"user": self.users, "item": self.items}
+        self.sharded = {name: entities[name[:4]] for name in TABLES} if parallel else {}
         self._series: dict[str, Series] = {}
         self._rank: Callable | None = None
 
     def _column(self, channel: str) -> np.ndarray:
         return self._train[self.spec.feature(channel)]
 
-    def network(self, seed: int) -> keras.Model:
+    def network(self, seed: int, whole: bool = False) -> keras.Model:
         """NeuMF of stock layers: inputs ``user`` and ``item``, int32 (batch,); output logits (batch,).
 
         Embeddings start as N(0, 0.01), kernels Glorot uniform, the head LeCun uniform, biases 0.
@@ -127,6 +122,9 @@ class Model:
 
         def embed(ids, name, rows, width):
             initializer = keras.initializers.RandomNormal(stddev=0.01, seed=next(seeds))
+            if self.sharded and not whole:
+                initializer = sharded_tables.RowNormal(initializer.stddev, initializer.seed)
+                rows = sharded_tables.rows_here(rows)
             return keras.layers.Embedding(rows, width, initializer, name=name)(ids)
 
         factors = keras.layers.Multiply(name="mf")(
@@ -163,8 +161,8 @@ class Model:
         return adam(self.config)
 
     def batches(self, seed: int, epoch: int, first: int = 0) -> Iterator[Batch]:
-        """Indices of each batch of an epoch."""
-        return epoch_batches(self.examples, self.batch_examples, seed, epoch, first)
+        """Indices of this rank's share of each batch of an epoch."""
+        return own_share(epoch_batches(self.examples, self.batch_examples, seed, epoch, first), self._share)
 
     def batch(self, batch: Batch, seed: np.int32, step: int) -> dict[str, Any]:
         """Indices of positives, their weights and counters; 4 to 12 bytes an example."""
@@ -212,18 +210,24 @@ class Model:
 
     def _rows(self, tables, user, item) -> dict[str, Any]:
         """What the dense layers need of users and items: [first layer's projection ; factors]."""
-        cast = {name: ops.cast(value, self.config.precision) for name, value in tables.items()}
-        kernel, bias = cast["dense_0/kernel"], cast["dense_0/bias"]
         half = self.config.layers[0] // 2
 
+        def cast(value):
+            return ops.cast(value, self.config.precision)
+
         def rows_of(entity: str, ids, kernel, bias):
-            factors, embedding = cast[f"{entity}_mf/embeddings"], cast[f"{entity}_mlp/embeddings"]
-            if embedding.shape[0] <= np.prod(ids.shape):
+            factors, embedding = tables[f"{entity}_mf/embeddings"], tables[f"{entity}_mlp/embeddings"]
+            if self.sharded:
+                rows, ids = sharded_tables.fetch([embedding, factors], ids)
+                embedding, factors = rows[:, :half], rows[:, half:]
+            factors, embedding = cast(factors), cast(embedding)
+            if self.sharded or embedding.shape[0] <= np.prod(ids.shape):
                 table = ops.concatenate([ops.matmul(embedding, kernel) + bias, factors], axis=1)
                 return ops.take(table, ids, axis=0)
             projected = ops.matmul(ops.take(embedding, ids, axis=0), kernel) + bias
             return ops.concatenate([projected, ops.take(factors, ids, axis=0)], axis=-1)
 
+        kernel, bias = cast(tables["dense_0/kernel"]), cast(tables["dense_0/bias"])
         return {
             "user": rows_of("user", user, kernel[:half], bias),
             "item": rows_of("item", item, kernel[half:], ops.zeros_like(bias)),
@@ -267,11 +271,17 @@ class Model:
                     ops.cast(_not_below(self.score(weights, user, item)) & valid, "int32"), axis=1
                 )
             )
-        ranks = []
-        for rows in user_batches(len(series.user), min(batch_size, len(series.user))):
-            full = np.resize(rows, min(batch_size, len(series.user)))
+        rank, size = self._rank, min(batch_size, len(series.user))
+
+        def ranks_of(rows: np.ndarray) -> np.ndarray:
+            full = np.resize(rows, size)
             arguments = (ops.convert_to_tensor(a[full]) for a in (series.user, series.item, series.valid))
-            ranks.append(ops.convert_to_numpy(self._rank(weights, *arguments))[: len(rows)] + 1)
+            return ops.convert_to_numpy(rank(weights, *arguments))[: len(rows)] + 1
+
+        batches = list(user_batches(len(series.user), size))
+        # Ranks that fetch rows from each other take equally many batches.
+        filling = batches[-1:] * (-len(batches) % distributed.size() if self.sharded else 0)
+        ranks = distributed.spread(ranks_of, batches + filling)[: len(batches)]
         return self._metrics(np.concatenate(ranks))
 
     def baseline_metrics(self, mapping: str) -> dict[str, float]:
@@ -295,7 +305,7 @@ class Model:
             columns = self.spec.columns(mapping, names)
             length = self.spec.metadata.get("test_samples_per_series")
             where = f"{self.spec.folder}: mapping {mapping!r}"
-            self._series[mapping] = _series(where, length, *(columns[name] for name in names))
+            self._series[mapping] = candidate_series(where, length, *(columns[name] for name in names))
         series = self._series[mapping]
         if self.config.topk > series.item.shape[1]:
             raise UserError(
@@ -357,24 +367,3 @@ def _not_below(scores):
     below = scores < scores[:, :1]
     first = np.arange(scores.shape[1]) == 0
     return ~(below | first)
-
-
-def _series(where: str, length: Any, user: np.ndarray, item: np.ndarray, label: np.ndarray) -> Series:
-    if not isinstance(length, int) or length < 1:
-        raise UserError(f"{where}: metadata needs test_samples_per_series, the rows of each candidate list")
-    if not len(user) or len(user) % length:
-        raise UserError(
-            f"{where}: {len(user)} rows are not whole series of {length} (test_samples_per_series)"
-        )
-    user, item, label = (column.reshape(-1, length) for column in (user, item, label))
-    faulty = np.flatnonzero(((label > 0).sum(axis=1) != 1) | (user != user[:, :1]).any(axis=1))
-    if len(faulty):
-        raise UserError(f"{where}: series {faulty[0]} must have one user and exactly one row with label 1")
-    order = np.argsort(-label, axis=1, kind="stable")
-    item = np.take_along_axis(item, order, axis=1)
-    # An item counts once however often it was drawn, and the positive is never its own competitor.
-    ascending = np.argsort(item, axis=1, kind="stable")
-    ranked = np.take_along_axis(item, ascending, axis=1)
-    repeated = np.zeros(item.shape, bool)
-    np.put_along_axis(repeated, ascending[:, 1:], ranked[:, 1:] == ranked[:, :-1], axis=1)
-    return Series(user[:, 0].copy(), item, ~repeated)

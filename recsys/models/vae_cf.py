@@ -17,10 +17,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from recsys import counter_random
+from recsys import counter_random, distributed
 from recsys.config import AdamConfig
 from recsys.feature_spec import FeatureSpec
-from recsys.input_pipeline import Batch, Csr, epoch_batches, user_batches
+from recsys.input_pipeline import Batch, Csr, epoch_batches, own_share, share_of, user_batches
 from recsys.metrics import HeldOut, TopK
 from recsys.optimizers import adam
 from recsys.step import UserError
@@ -80,6 +80,7 @@ class Model:
     inputs = ("user", "item")
     tables = ("encoder_0/kernel",)
     units_per_example = 1
+    sharded: dict[str, int] = {}
     micro_batch = 0
 
     def __init__(self, config: Config, spec: FeatureSpec):
@@ -96,6 +97,7 @@ class Model:
         if not self.examples:
             raise UserError(f"{spec.folder}: mapping 'train' has no rows")
         self.batch_examples = min(config.batch_size, self.examples)
+        self._share, _ = share_of(self.batch_examples, 0)
         self._slots = 0
         self._top: Callable | None = None
 
@@ -153,8 +155,8 @@ class Model:
         return adam(self.config)
 
     def batches(self, seed: int, epoch: int, first: int = 0) -> Iterator[Batch]:
-        """Indices of each batch of an epoch."""
-        return epoch_batches(self.examples, self.batch_examples, seed, epoch, first)
+        """Indices of this rank's share of each batch of an epoch."""
+        return own_share(epoch_batches(self.examples, self.batch_examples, seed, epoch, first), self._share)
 
     def batch(self, batch: Batch, seed: np.int32, step: int) -> dict[str, Any]:
         """Users, their weights and counters, and one slot for each of their interactions.
@@ -258,25 +260,26 @@ class Model:
 
     def evaluate(self, compile, weights, mapping: str, batch_size: int) -> dict[str, float]:
         """NDCG@k and Recall@20/50 over the held-out items of every user of the mapping that has any."""
-        self._top = self._top or compile(self._top_k)
+        self._top = top = self._top or compile(self._top_k)
         given, held_out = self.held_out(mapping)
         size = min(batch_size, given.rows)
         slots = _most_in_batch(given, size), _most_in_batch(held_out, size)
         arrays = {"start": ops.convert_to_tensor(given.indptr), "item": ops.convert_to_tensor(given.items)}
-        batches = []
-        for users in user_batches(given.rows, size):
+
+        def top_of(users: np.ndarray) -> TopK:
             row, item = _pairs(held_out, users)
             target = np.zeros(slots[1], np.int32)
             target[: len(row)] = row * self.items + item
             batch = _evaluation_batch(np.resize(users, size), slots[0], size, len(users))
             values, ties, scores = (
                 ops.convert_to_numpy(result)
-                for result in self._top(weights, arrays, batch, ops.convert_to_tensor(target))
+                for result in top(weights, arrays, batch, ops.convert_to_tensor(target))
             )
             if not np.isfinite(scores[: len(row)]).all():
                 raise UserError("the checkpoint scores held-out items as NaN or infinite; train it anew")
-            batches.append(TopK(values, ties, row, scores[: len(row)]))
-        return self._metrics(HeldOut.join(batches))
+            return TopK(values, ties, row, scores[: len(row)])
+
+        return self._metrics(HeldOut.join(distributed.spread(top_of, user_batches(given.rows, size))))
 
     def baseline_metrics(self, mapping: str) -> dict[str, float]:
         """The same metrics when every user gets the most popular items that the user has not seen."""

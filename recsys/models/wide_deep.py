@@ -21,12 +21,12 @@ import keras
 import numpy as np
 from keras import ops
 
-from recsys import counter_random
+from recsys import counter_random, distributed
 from recsys.categorical import MULTIHOT_CHANNEL, ONEHOT_CHANNELS, categoricals, layer_name, wide_rows
 from recsys.config import TrainingConfig
 from recsys.device import on_cpu
 from recsys.feature_spec import FeatureSpec
-from recsys.input_pipeline import Batch
+from recsys.input_pipeline import Batch, share_of
 from recsys.item_ctr import item_rates
 from recsys.metrics import Clicks
 from recsys.optimizers import JointOptimizer, WarmupAndDrops
@@ -90,6 +90,7 @@ class Model:
     inputs = (*ONEHOT_CHANNELS, MULTIHOT_CHANNEL, "numerical")
     inference_batch_sizes = (4096, 8192, 16384, 32768, 65536, 131072)
     units_per_example = 1
+    sharded: dict[str, int] = {}
 
     def __init__(self, config: Config, spec: FeatureSpec):
         spec.require("wide_deep", channels=("label",), mappings=("train", "validation", "test"))
@@ -115,7 +116,14 @@ class Model:
         # Nearly all of its work are large matrix products: 5,200 rows/s without XLA on two cores, 4,200 with.
         self.fuses = not on_cpu()
         self.batch_examples = -(-rows // self.micro_batch) * self.micro_batch if self.micro_batch else rows
-        self._stream = RowStream(self._train, self.batch_examples)
+        self._stream = RowStream(self._train, self.batch_examples, distributed.rank(), distributed.size())
+        share, self.micro_batch = share_of(self.batch_examples, self.micro_batch)
+        if share * distributed.size() != self.batch_examples:
+            raise UserError(
+                f"hyperparameters: batch_size {self.batch_examples} shared by {distributed.size()} workers "
+                f"cannot be cut into parts of at most micro_batch rows; set micro_batch to a divisor of "
+                f"{self.batch_examples // distributed.size()}"
+            )
         self._rates: np.ndarray | None = None
         self._score: Callable | None = None
 
@@ -267,17 +275,21 @@ class Model:
         """MAP@k (where there are groups), AUC and log-loss over every row of the mapping."""
         if self._score is None:
             self._score = compile(self.score)
+        score = self._score
         held_out = self._held_out(mapping, self._matrices())
         size = min(batch_size, held_out.rows)
-        parts = []
-        for columns in prefetch(consecutive(held_out, size)):
+
+        def clicks_of(columns: dict[str, np.ndarray]) -> Clicks:
             inputs = {
                 name: ops.convert_to_tensor(np.resize(columns[name], (size, columns[name].shape[1])))
                 for name in self._matrices()
             }
-            logits = ops.convert_to_numpy(self._score(weights, inputs))[: len(columns["label"])]
-            parts.append(self._clicks(logits, columns))
-        return self._metrics(Clicks.join(parts))
+            logits = ops.convert_to_numpy(score(weights, inputs))[: len(columns["label"])]
+            return self._clicks(logits, columns)
+
+        return self._metrics(
+            Clicks.join(distributed.spread(clicks_of, prefetch(consecutive(held_out, size))))
+        )
 
     def baseline_metrics(self, mapping: str) -> dict[str, float]:
         """The same metrics when rows are scored by their item's smoothed click rate in the training rows."""

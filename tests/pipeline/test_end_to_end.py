@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"
 QUICK = ["benchmark.train_seconds=0.5", "benchmark.inference_seconds=0.1", "benchmark.batch_sizes=[1, 64]"]
-STEPS = ["download", "preprocess", "train", "evaluate", "benchmark", "gate"]
+STEPS = ["download", "preprocess", "train", "evaluate", "benchmark", "gate", "cleanup"]
 
 
 @pytest.fixture(autouse=True)
@@ -73,6 +74,24 @@ def test_a_missed_gate_fails_the_run_after_every_report():
     assert "gate missed: ndcg@100" in output
     assert "evaluate" in summary["steps"]
     assert (folder / "benchmark" / "report").exists()
+
+
+@pytest.mark.skipif(
+    not (shutil.which("mpirun") and list((ROOT / ".venv/train").glob(".horovod-*"))),
+    reason="needs mpirun and Horovod: make setup-horovod",
+)
+def test_two_workers_train_and_what_is_wrong_with_them_is_one_line():
+    words = ["dataset_options.users=400", "dataset_options.items=200", "num_workers=2"]
+    words += ["hyperparameters.epochs=2", "hyperparameters.batch_size=1024"]
+    code, folder, summary, output = run("ncf_synthetic", *QUICK, *words, "gate=")
+    assert code == 0, output
+    assert summary["steps"]["train"]["epochs"] == 2
+    assert "[0]" in (folder / "train/log.txt").read_text()
+    code, _, summary, output = run("ncf_synthetic", *words, "hyperparameters.epoch=3")
+    assert code == 2, output
+    assert summary["failed_step"] == "train"
+    assert "did you mean 'epochs'" in summary["error"]
+    assert "Traceback" not in output
 
 
 @pytest.mark.parametrize(

@@ -15,15 +15,16 @@ from pathlib import Path
 
 import kfp
 import pytest
-import yaml
 from kfp.local import executor_input_utils, subprocess_task_handler, task_dispatcher
+from kfp.local.orchestrator import orchestrator_utils
 
 from pipelines import local, parameters
 from pipelines.local import ROOT, Workplace
 from pipelines.pipeline import COMPILED
 from recsys.step import UserError
 
-STEPS = ["download", "preprocess", "train", "evaluate", "benchmark", "gate"]
+STEPS = ["download", "preprocess", "train", "evaluate", "benchmark", "gate", "cleanup"]
+STAND_INS = STEPS[:5]
 STAND_IN = """
 import json, os, shutil, signal, subprocess, sys
 from recsys.step import Step, UserError, json_object
@@ -86,9 +87,9 @@ sys.exit(main())
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
-    """A folder with stand-ins of all steps but the gate, which is the real one, and two run files."""
-    pipeline = yaml.safe_load(COMPILED.read_text())
-    for step in STEPS[:-1]:
+    """Two run files, and a folder with stand-ins of all steps but gate and cleanup, which are real."""
+    pipeline = parameters.compiled_spec(COMPILED)
+    for step in STAND_INS:
         component = pipeline["components"][f"comp-{step}"]
         inputs, outputs = component["inputDefinitions"], component["outputDefinitions"]["artifacts"]
         spec = (
@@ -100,9 +101,11 @@ def workplace(tmp_path, monkeypatch):
         folder = tmp_path / "components" / step
         folder.mkdir(parents=True)
         (folder / "__init__.py").touch()
-        (folder / "main.py").write_text(STAND_IN.format(spec=spec))
+        program = pipeline["deploymentSpec"]["executors"][f"exec-{step}"]["container"]["command"][2]
+        (folder / f"{program.rpartition('.')[2]}.py").write_text(STAND_IN.format(spec=spec))
     (tmp_path / "components/__init__.py").touch()
-    shutil.copy(ROOT / "components/evaluate/gate.py", tmp_path / "components/evaluate/gate.py")
+    for program in ("evaluate/gate.py", "train/cleanup.py", "train/kube.py"):
+        shutil.copy(ROOT / "components" / program, tmp_path / "components" / program)
     run_files = tmp_path / "run_files"
     run_files.mkdir()
     for name in ("first", "second"):
@@ -331,6 +334,10 @@ def test_private_api_of_kfp_is_where_the_process_runner_expects_it():
     assert "pipeline_spec_builder.to_protobuf_value" in inspect.getsource(
         executor_input_utils.construct_executor_input
     )
+    component = inspect.signature(executor_input_utils.get_local_task_resource_name)
+    assert list(component.parameters) == ["component_name"]
+    artifacts = inspect.signature(orchestrator_utils.OrchestratorUtils.get_dag_output_artifacts)
+    assert list(artifacts.parameters) == ["dag_outputs_spec", "io_store"]
     naming = inspect.signature(executor_input_utils.get_local_pipeline_resource_name)
     assert list(naming.parameters) == ["pipeline_name"]
     root = executor_input_utils.construct_local_task_root("runs", "id", "train")

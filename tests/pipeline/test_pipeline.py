@@ -17,8 +17,20 @@ from pipelines.local import ENVIRONMENTS
 from pipelines.pipeline import COMPILED
 
 ROOT = Path(__file__).resolve().parents[2]
-PIPELINE = yaml.safe_load(COMPILED.read_text())
-STEPS = {name.removeprefix("comp-"): component for name, component in PIPELINE["components"].items()}
+PIPELINE, PLATFORM = yaml.safe_load_all(COMPILED.read_text())
+STEPS = {
+    name.removeprefix("comp-"): component
+    for name, component in PIPELINE["components"].items()
+    if "executorLabel" in component
+}
+# The pipeline itself, what its exit handler guards, and the branches.
+GROUPS = {"root": PIPELINE["root"]} | {n: c for n, c in PIPELINE["components"].items() if "dag" in c}
+TASKS = {
+    name: task
+    for group in GROUPS.values()
+    for name, task in group["dag"]["tasks"].items()
+    if task["componentRef"]["name"] not in GROUPS
+}
 CONTAINERS = {
     name.removeprefix("exec-"): executor["container"]
     for name, executor in PIPELINE["deploymentSpec"]["executors"].items()
@@ -59,7 +71,8 @@ def test_images_have_no_host_and_the_projects_version():
 
 
 def test_registry_and_tag_are_put_in_front_at_compile(tmp_path):
-    compiled = yaml.safe_load(compiled_with(tmp_path, REGISTRY="registry.invalid/team/", TAG="2.0"))
+    content = compiled_with(tmp_path, REGISTRY="registry.invalid/team/", TAG="2.0")
+    compiled = next(yaml.safe_load_all(content))
     found = {executor["container"]["image"] for executor in compiled["deploymentSpec"]["executors"].values()}
     assert found == {f"registry.invalid/team/{name}:2.0" for name in ENVIRONMENTS}
 
@@ -92,11 +105,11 @@ def rendered(step):
     """A step's arguments as a cluster's driver and launcher would fill them in, and what should be parsed."""
     values = {"STRING": "ncf", "NUMBER_INTEGER": "7", "STRUCT": '{"epochs":3,"learning_rate":0.001}'}
     words, expected = [], {}
-    kinds = STEPS[step]["inputDefinitions"].get("parameters", {})
+    kinds = STEPS[step].get("inputDefinitions", {}).get("parameters", {})
     for word in CONTAINERS[step]["args"]:
         if match := re.fullmatch(r"\{\{\$\.inputs\.parameters\['(\w+)'\]\}\}", word):
-            word = values[kinds[match[1]]["parameterType"]]
             kind = kinds[match[1]]["parameterType"]
+            word = "2" if match[1] in ("num_workers", "gpus") else values[kind]  # numbers, as text
             expected[match[1]] = word if kind == "STRING" else json.loads(word)
         elif match := re.fullmatch(r"\{\{\$\.\w+\.artifacts\['(\w+)'\]\.path\}\}", word):
             word = f"/minio/mlpipeline/v2/artifacts/{match[1]}"
@@ -128,19 +141,46 @@ def test_compiled_arguments_are_parsed_by_the_steps_own_parser(step):
     )
     assert done.returncode == 0, done.stderr
     parsed = json.loads(done.stdout.splitlines()[-1])
-    parsed.pop("executor_input")
-    assert parsed == expected
+    assert parsed.pop("executor_input") == {"outputs": {"outputFile": "/tmp/output_metadata.json"}}
+    # The other flags of a program are not for a pipeline.
+    assert {name: str(parsed[name]) for name in expected} == {n: str(v) for n, v in expected.items()}
 
 
 def test_pure_steps_are_cached_and_measurements_are_not():
-    tasks = PIPELINE["root"]["dag"]["tasks"]
-    cached = {name for name, task in tasks.items() if task["cachingOptions"].get("enableCache")}
-    assert cached == {"download", "preprocess", "train", "evaluate"}
+    cached = {name for name, task in TASKS.items() if task["cachingOptions"].get("enableCache")}
+    assert cached == {"download", "preprocess", "train", "train-2", "evaluate"}
 
 
 def test_gate_waits_for_every_report():
-    tasks = PIPELINE["root"]["dag"]["tasks"]
-    assert tasks["gate"]["dependentTasks"] == ["benchmark", "evaluate"]
+    assert TASKS["gate"]["dependentTasks"] == ["benchmark", "evaluate"]
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_a_group_has_every_parameter_that_its_tasks_take_from_it(group):
+    """The compiler forgets those of a resource limit; locally nobody notices, a cluster's driver fails."""
+    inputs = GROUPS[group].get("inputDefinitions", {})
+    for name, task in GROUPS[group]["dag"]["tasks"].items():
+        for value in task.get("inputs", {}).get("parameters", {}).values():
+            if "componentInputParameter" in value:
+                assert value["componentInputParameter"] in inputs["parameters"], name
+        for value in task.get("inputs", {}).get("artifacts", {}).values():
+            if "componentInputArtifact" in value:
+                assert value["componentInputArtifact"] in inputs["artifacts"], name
+
+
+def test_several_workers_get_the_claim_and_their_launcher_no_gpu():
+    executors = PLATFORM["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert list(executors) == ["exec-train-2"]
+    [mount] = executors["exec-train-2"]["pvcMount"]
+    assert mount["mountPath"] == "/workspace"
+    assert mount["componentInputParameter"] == "pipelinechannel--workspace_claim"
+
+
+def test_cleanup_runs_whatever_became_of_the_rest():
+    root = PIPELINE["root"]["dag"]["tasks"]
+    assert root["cleanup"]["triggerPolicy"]["strategy"] == "ALL_UPSTREAM_TASKS_COMPLETED"
+    assert root["cleanup"]["dependentTasks"] == ["exit-handler-1"]
+    assert set(root) == {"cleanup", "exit-handler-1"}
 
 
 def test_gpus_are_text_because_the_backend_reads_a_limit_as_text_only():

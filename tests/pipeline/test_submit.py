@@ -105,7 +105,7 @@ def test_uploads_creates_experiment_and_run_with_the_runs_parameters(cluster, ca
     code = submit.main(["--host", cluster.address + "/", "ncf_movielens_100k", "hyperparameters.epochs=3"])
     assert code == 0
     [upload] = cluster.sent("POST", "/pipelines/upload_version")
-    assert b"components.train.main" in upload["body"]
+    assert b"components.train.launch" in upload["body"]
     assert upload["query"]["pipelineid"] == "pipe-1"
     [created] = cluster.sent("POST", "/runs")
     run = json.loads(created["body"])

@@ -1,0 +1,161 @@
+"""Several ranks on this machine: mpirun, its output with the rank before each line, its end within bounds."""
+
+import contextlib
+import ctypes
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import psutil
+
+from recsys.step import UserError
+
+# mpirun waits a second between SIGTERM and SIGKILL of a rank, so the ranks get the signal from here, and may
+# take this long to save; they leave together.
+STOP_SECONDS = 60
+TAG = re.compile(r"\[\d+,(\d+)\]<std\w+>:? ?")
+BOILERPLATE = re.compile(
+    r"-{20,}$|$|Primary job  terminated normally|a non-zero exit code\. Per user-direction"
+    r"|mpirun detected that one or more|the job to be terminated\. The first|  Process name: |  Exit code: "
+)
+KILLED, TRAINER, FOLLOWER = (
+    "mpirun noticed that",
+    "python -m components.train.main: ",
+    "another worker has ended",
+)
+PR_SET_PDEATHSIG = 1
+
+
+def flags(values: Mapping[str, Any]) -> list[str]:
+    """``--name value`` of each, as :class:`recsys.step.Step` reads them."""
+    texts = {
+        name: json.dumps(value) if isinstance(value, dict) else str(value) for name, value in values.items()
+    }
+    return [word for name, text in texts.items() for word in (f"--{name}", text)]
+
+
+def tagged(line: str) -> str:
+    """A line of ``mpirun --tag-output``, with the rank before it as people write it.
+
+    A line that was written in pieces has a tag before each.
+    """
+    found = TAG.match(line)
+    return f"[{found[1]}] {TAG.sub('', line)}" if found else line
+
+
+def run(ranks: int, arguments: Sequence[str], program: str) -> int:
+    """Trains with ``ranks`` processes; returns mpirun's exit code: that of the first rank that failed.
+
+    Raises:
+        UserError: there is no mpirun.
+    """
+    mpirun = shutil.which("mpirun")
+    if not mpirun:
+        raise UserError(f"{ranks} workers need mpirun: apt-get install openmpi-bin, then make setup-horovod")
+    command = [
+        mpirun,
+        "-np",
+        str(ranks),
+        "--tag-output",
+        "--bind-to",
+        "none",
+        "--map-by",
+        "slot:OVERSUBSCRIBE",
+    ]
+    command += [sys.executable, "-m", "components.train.main", *arguments]
+    environment = {**os.environ, "RECSYS_NUM_WORKERS": str(ranks), "RECSYS_NUM_HOSTS": "1"}
+    if os.geteuid() == 0:
+        environment |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,  # a signal to our group is ours to hand on
+        preexec_fn=_end_with_parent,
+    )
+    try:
+        with _passing_signals(process) as asked:
+            cause = _copy(process)
+            code = process.wait()
+    finally:
+        _end_session(process.pid)
+    if asked:
+        return 128 + asked[0]
+    code = code if code >= 0 else 128 - code
+    if code:  # once more and last, for ranks and mpirun talk on after what was the cause
+        print(f"{program}: exit code {code}: {cause}", file=sys.stderr, flush=True)
+    return code
+
+
+def _copy(process: subprocess.Popen[bytes]) -> str:
+    """Copies mpirun's output; returns the line that best says why it failed, if it has.
+
+    That is mpirun's on a rank that was killed, else the first that a trainer ended with, else the last error.
+    """
+    assert process.stdout is not None
+    killed = told = error = last = ""
+    for raw in process.stdout:
+        given = raw.decode(errors="replace").rstrip("\n")
+        line = tagged(given)
+        if BOILERPLATE.match(line):
+            continue
+        print(line, flush=True)
+        last = line
+        if KILLED in line:
+            killed = line
+        elif TRAINER in line and FOLLOWER not in line:
+            told = told or line
+        elif "<stderr>" in given and line.partition("] ")[2].strip():
+            error = line
+    return killed or told or error or last
+
+
+@contextlib.contextmanager
+def _passing_signals(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
+    """Within: SIGTERM and Ctrl-C go to every rank, and what does not end in time is killed.
+
+    Yields:
+        the signals that came.
+    """
+    asked: list[int] = []
+
+    def pass_on(number: int, frame: object) -> None:
+        asked.append(number)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            mpirun = psutil.Process(process.pid)
+            for rank in mpirun.children() or [mpirun]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    rank.send_signal(number)
+        timer = threading.Timer(STOP_SECONDS, _end_session, [process.pid])
+        timer.daemon = True
+        timer.start()
+
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    previous = [signal.signal(number, pass_on) for number in numbers]
+    try:
+        yield asked
+    finally:
+        for number, handler in zip(numbers, previous, strict=True):
+            signal.signal(number, handler)
+
+
+def _end_session(session: int) -> None:
+    """Kills what is left of mpirun and its ranks, each of which is a process group of its own."""
+    for pid in psutil.pids():
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if os.getsid(pid) == session:
+                os.kill(pid, signal.SIGKILL)
+
+
+def _end_with_parent() -> None:
+    """In the child: mpirun gets SIGTERM when this program is killed, and ends its ranks."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
