@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from kubernetes.client.exceptions import ApiException
 
 from components.train.kube import CONNECTION_ERRORS, PODS, Cluster
-from components.train.mpirun import tagged
+from components.train.mpirun import Lines
 
 log = logging.getLogger(__name__)
 SILENCE_SECONDS = 60  # then the connection is made anew; it may be dead
@@ -60,6 +60,7 @@ class LauncherLog:
     def _copy(self, pod: str) -> None:
         """Copies a pod's log until the pod has ended and the log too."""
         seen, count, attempts = "", 0, 0  # time of the last line, and how many had the same
+        lines = Lines()
         while True:
             ended = self._pods[pod]
             try:
@@ -70,7 +71,8 @@ class LauncherLog:
                     if time < since or (time == since and repeated >= 0):
                         continue  # sinceTime counts in whole seconds
                     seen, count = time, count + 1 if time == seen else 1
-                    self.write(tagged(text))
+                    for _, whole in lines.feed(text):
+                        self.write(whole)
                 complete = True
             except (ApiException, http.client.HTTPException, *CONNECTION_ERRORS) as error:
                 complete = False

@@ -20,7 +20,7 @@ from recsys.step import UserError
 # mpirun waits a second between SIGTERM and SIGKILL of a rank, so the ranks get the signal from here, and may
 # take this long to save; they leave together.
 STOP_SECONDS = 60
-TAG = re.compile(r"\[\d+,(\d+)\]<std\w+>:? ?")
+TAG = re.compile(r"\[(?:[^\]\s]*@)?\d+,(\d+)\]<std(\w+)>:")  # Open MPI 5 has a name and @ in it
 BOILERPLATE = re.compile(
     r"-{20,}$|$|Primary job  terminated normally|a non-zero exit code\. Per user-direction"
     r"|mpirun detected that one or more|the job to be terminated\. The first|  Process name: |  Exit code: "
@@ -41,13 +41,25 @@ def flags(values: Mapping[str, Any]) -> list[str]:
     return [word for name, text in texts.items() for word in (f"--{name}", text)]
 
 
-def tagged(line: str) -> str:
-    """A line of ``mpirun --tag-output``, with the rank before it as people write it.
+class Lines:
+    """Whole lines of ranks out of what ``mpirun --tag-output`` prints.
 
-    A line that was written in pieces has a tag before each.
+    A rank that writes a line in pieces gets a tag before each, with other ranks' pieces between them.
     """
-    found = TAG.match(line)
-    return f"[{found[1]}] {TAG.sub('', line)}" if found else line
+
+    def __init__(self) -> None:
+        self._begun: dict[tuple[str, str], str] = {}  # rank and stream to what it has written of a line
+
+    def feed(self, line: str) -> Iterator[tuple[str, str]]:
+        """The lines that a printed line (without its end) completes: stream (``err``, ``out``) and text."""
+        before, *rest = TAG.split(line)
+        if before or not rest:
+            yield "", before
+        pieces = [(rest[i], rest[i + 1], rest[i + 2]) for i in range(0, len(rest), 3)]
+        for number, (rank, stream, text) in enumerate(pieces, 1):
+            self._begun[rank, stream] = self._begun.get((rank, stream), "") + text
+            if number == len(pieces):
+                yield stream, f"[{rank}] {self._begun.pop((rank, stream)).lstrip(' ')}"
 
 
 def run(ranks: int, arguments: Sequence[str], program: str) -> int:
@@ -92,7 +104,8 @@ def run(ranks: int, arguments: Sequence[str], program: str) -> int:
         return 128 + asked[0]
     code = code if code >= 0 else 128 - code
     if code:  # once more and last, for ranks and mpirun talk on after what was the cause
-        print(f"{program}: exit code {code}: {cause}", file=sys.stderr, flush=True)
+        cause = cause.partition(TRAINER)[2] or f"exit code {code}: {cause}"
+        print(f"{program}: {cause}", file=sys.stderr, flush=True)
     return code
 
 
@@ -103,19 +116,19 @@ def _copy(process: subprocess.Popen[bytes]) -> str:
     """
     assert process.stdout is not None
     killed = told = error = last = ""
+    lines = Lines()
     for raw in process.stdout:
-        given = raw.decode(errors="replace").rstrip("\n")
-        line = tagged(given)
-        if BOILERPLATE.match(line):
-            continue
-        print(line, flush=True)
-        last = line
-        if KILLED in line:
-            killed = line
-        elif TRAINER in line and FOLLOWER not in line:
-            told = told or line
-        elif "<stderr>" in given and line.partition("] ")[2].strip():
-            error = line
+        for stream, line in lines.feed(raw.decode(errors="replace").rstrip("\n")):
+            if BOILERPLATE.match(line):
+                continue
+            print(line, flush=True)
+            last = line
+            if KILLED in line:
+                killed = line
+            elif TRAINER in line and FOLLOWER not in line:
+                told = told or line
+            elif stream == "err":
+                error = line
     return killed or told or error or last
 
 
