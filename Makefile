@@ -52,6 +52,26 @@ setup-cluster: .venv/cluster/.ready ## build the control plane of tests/cluster,
 		install -m 644 $$operator/examples/v2beta1/pi/pi.yaml .venv/cluster/pi.yaml
 	@touch $@
 
+# MinIO and fake-gcs-server: programs of their own, at the versions of tests/stores/servers/go.mod.
+setup-stores: .venv/stores/.ready ## build the object stores of tests/stores, which needs Go 1.26
+.venv/stores/.ready: $(addprefix tests/stores/servers/,go.mod go.sum)
+	@command -v go > /dev/null || { echo "make: Go is missing: install Go 1.26 or newer" >&2; exit 2; }
+	@echo "building an S3 and a Cloud Storage server, about 4 minutes"
+	@mkdir -p .venv/stores/bin && cd $(<D) && \
+		CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "-s -w" -o $(CURDIR)/.venv/stores/bin/ tool
+	@touch $@
+
+# Argo's linter and expressions, as one program, and what the cluster itself checks of a WorkflowTemplate.
+setup-argo: .venv/argo/.ready ## build Argo's linter, which needs Go 1.26
+.venv/argo/.ready: $(addprefix tests/argo/,go.mod go.sum main.go)
+	@command -v go > /dev/null || { echo "make: Go is missing: install Go 1.26 or newer" >&2; exit 2; }
+	@echo "building Argo's linter, about 4 minutes"
+	@mkdir -p .venv/argo && cd $(<D) && \
+		CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "-s -w" -o $(CURDIR)/.venv/argo/argo-check . && \
+		argo=$$(go list -m -f '{{.Dir}}' github.com/argoproj/argo-workflows/v3) && install -m 644 \
+		$$argo/manifests/base/crds/full/argoproj.io_workflowtemplates.yaml $(CURDIR)/.venv/argo/workflowtemplates.yaml
+	@touch $@
+
 .venv/jax/.ready: tests/requirements/jax.txt | $(UV)
 	@$(UV) venv --quiet --clear --python $(PYTHON) .venv/jax
 	@$(UV) pip install --quiet --compile-bytecode --python .venv/jax/bin/python -r $<
@@ -66,6 +86,24 @@ lock: $(UV) ## pin images/*/requirements.txt anew from their requirements.in
 	@for image in $(IMAGES); do $(UV) pip compile --quiet --generate-hashes --no-header --no-annotate \
 		--python-version 3.11 images/$$image/requirements.in -o images/$$image/requirements.txt || exit 1; done
 
+# The first of these tools that works here. BUILD_FLAGS takes what a machine needs beside: a package index that wants a
+# login is --build-arg PIP_INDEX_URL=https://... --secret id=netrc,src=$HOME/.netrc, a pinned base image
+# --build-arg PYTHON_IMAGE=name:tag@sha256:...
+CONTAINER_TOOL ?= $(shell for tool in docker podman buildah; do $$tool info > /dev/null 2>&1 && echo $$tool && break; done)
+FLAVOUR ?= gpu
+BUILD_FLAGS ?=
+REFERENCE = $$($(PYTHON) -c 'from components.images import image; print(image("'$$image'"))')
+images: ## build the images: make images REGISTRY=my.registry/team TAG=1.2.3 [FLAVOUR=cpu]
+	@tool="$(CONTAINER_TOOL)"; test -n "$$tool" || { echo "make: neither docker, podman nor buildah works here" >&2; exit 2; }; \
+	export BUILDAH_LAYERS=true; revision=$$(git rev-parse HEAD 2> /dev/null || echo unknown); \
+	for image in $(IMAGES); do reference=$(REFERENCE) && echo "building $$reference for $(FLAVOUR)" && \
+		$$tool build --file images/$$image/Dockerfile --tag $$reference --build-arg FLAVOUR=$(FLAVOUR) \
+		--build-arg VERSION=$${reference##*:} --build-arg REVISION=$$revision $(BUILD_FLAGS) . || exit 1; done
+
+push: ## send the images to REGISTRY
+	@test -n "$(REGISTRY)" || { echo "make: push where? make push REGISTRY=my.registry/team TAG=1.2.3" >&2; exit 2; }
+	@tool="$(CONTAINER_TOOL)"; for image in $(IMAGES); do $$tool push $(REFERENCE) || exit 1; done
+
 RUN ?= ncf_synthetic,vae_cf_synthetic
 PARAMS ?=
 HOST ?=
@@ -73,13 +111,16 @@ export RUN PARAMS HOST
 run: setup ## run the compiled pipeline here: make run RUN=name[,name...] PARAMS='key=value ...'
 	@.venv/pipeline/bin/python -m pipelines.local "$$RUN" --params "$$PARAMS"
 
-compile: .venv/pipeline/.ready ## write pipelines/pipeline.yaml; REGISTRY and TAG choose the images
+compile: .venv/pipeline/.tests ## write pipeline.yaml and workflow_template.yaml; REGISTRY and TAG choose the images, in manifests/ too
 	@.venv/pipeline/bin/python -m pipelines.pipeline
+	@.venv/pipeline/bin/python -m pipelines.argo
+	@.venv/pipeline/bin/python -m components.images manifests/base/kustomization.yaml
 
 submit: .venv/pipeline/.ready ## send a run to a cluster: make submit HOST=http://... RUN=name PARAMS='...'
 	@.venv/pipeline/bin/python -m pipelines.submit --host "$$HOST" "$$RUN" --params "$$PARAMS"
 
 test: test-pipeline test-preprocess test-train test-jax ## every test, each in the environment it is about
+	@echo "skipped: the images (make test-images, as root)"
 
 # The folder of a test is the environment that it runs in.
 test-%: setup .venv/%/.tests
@@ -87,6 +128,23 @@ test-%: setup .venv/%/.tests
 
 test-cluster: .venv/cluster/.ready .venv/pipeline/.tests ## distributed training's step against a real control plane
 	.venv/pipeline/bin/python -m pytest tests/cluster $(PYTEST)
+
+test-stores: .venv/stores/.ready .venv/pipeline/.tests ## storage against real object stores, with faults on the way
+	.venv/pipeline/bin/python -m pytest tests/stores $(PYTEST)
+
+test-argo: .venv/argo/.ready .venv/pipeline/.tests ## the WorkflowTemplate before Argo's own linter and schema
+	.venv/pipeline/bin/python -m pytest tests/argo $(PYTEST)
+
+test-hosts: setup .venv/train/.tests ## several workers over ssh, on hosts that are made here; needs root and setup-horovod
+	.venv/train/bin/python -m pytest tests/hosts $(PYTEST)
+
+# On Debian, as root, what is missing of these is installed; anywhere else the tests name it and are skipped.
+IMAGE_PACKAGES := buildah debootstrap iproute2 openssh-client runc
+test-images: .venv/pipeline/.tests ## build the images for CPU from a base made here, and run them; needs root (20 minutes)
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && ! dpkg -s $(IMAGE_PACKAGES) > /dev/null 2>&1; then \
+		echo "installing $(IMAGE_PACKAGES)" && apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends $(IMAGE_PACKAGES) > /dev/null; fi
+	.venv/pipeline/bin/python -m pytest tests/images --timeout=3600 $(PYTEST)
 
 .venv/peers/.ready: benchmarks/requirements.txt | $(UV)
 	@$(UV) venv --quiet --clear --python $(PYTHON) .venv/peers
@@ -114,5 +172,5 @@ format: .venv/pipeline/.tests ## mend the style
 clean: ## remove the environments; runs/ stays
 	rm -rf .venv
 
-.PHONY: help setup setup-horovod setup-cluster test-cluster lock run compile submit test benchmark lint format clean
+.PHONY: help setup setup-horovod setup-cluster setup-argo test-cluster test-argo setup-stores test-stores test-hosts test-images lock images push run compile submit test benchmark lint format clean
 .DEFAULT_GOAL := help

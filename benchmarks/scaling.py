@@ -16,22 +16,18 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-MPIRUN = [
-    "mpirun",
-    "--oversubscribe",
-    "--bind-to",
-    "none",
-    "--mca",
-    "btl_vader_single_copy_mechanism",
-    "none",
-]
+MPIRUN = ["mpirun", "--oversubscribe", "--bind-to", "none", "--mca", "mpi_yield_when_idle", "1"]
+
+
+def pin() -> None:
+    """Gives this rank one core, before anything starts a thread."""
+    rank = int(os.environ.get("OMPI_COMM_WORLD_RANK", "0"))
+    os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[rank]})
 
 
 def take_steps(name: str, folder: Path, batch_size: int, steps: int, compress: bool) -> None:
     """One rank's part; the first prints JSON. Steps with and without the exchange alternate."""
-    rank = int(os.environ.get("OMPI_COMM_WORLD_RANK", "0"))
-    os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[rank]})
-
+    pin()
     from recsys import counter_random, device, distributed, models
     from recsys.engine import create_engine
     from recsys.feature_spec import FeatureSpec
@@ -70,20 +66,20 @@ def allreduce_rate(size: int, repeats: int = 5) -> float:
     from recsys import device, distributed
 
     buffer = tf.ones(size // 4)
-    step = tf.function(lambda: distributed.sum_gradients(buffer, [], False)[0])
+    step = tf.function(lambda tensor: distributed.sum_gradients(tensor, [], False)[0])
     seconds = []
     for _ in range(repeats):
         distributed.gather(None)
         begin = time.perf_counter()
-        device.synchronize(step())
+        device.synchronize(step(buffer))
         seconds.append(time.perf_counter() - begin)
     return size / min(seconds)
 
 
-def measure(model: str, folder: Path, ranks: int, arguments: argparse.Namespace, batch: int, compress: bool):
-    program = [sys.executable, "-m", "benchmarks.scaling", "--steps", str(arguments.steps)]
-    program += ["--rank-of", model, str(folder), str(batch), str(int(compress))]
-    command = [*MPIRUN, "-np", str(ranks), *program] if ranks > 1 else program
+def start(program: str, ranks: int, steps: int, *arguments: str) -> dict:
+    """Runs ranks of a program of this folder; returns the JSON that the first prints last."""
+    command = [sys.executable, "-m", f"benchmarks.{program}", "--steps", str(steps), "--rank-of", *arguments]
+    command = [*MPIRUN, "-np", str(ranks), *command] if ranks > 1 else command
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", "OMPI_ALLOW_RUN_AS_ROOT": "1"}
     environment |= {"OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -128,9 +124,10 @@ def main() -> None:
         for model in arguments.models:
             folder = Path(temporary) / model
             DATA[model](folder)
-            one = measure(model, folder, 1, arguments, BATCH[model], False)
-            two = measure(model, folder, 2, arguments, BATCH[model], False)
-            half = measure(model, folder, 2, arguments, BATCH[model], True)
+            one, two, half = (
+                start("scaling", ranks, arguments.steps, model, str(folder), str(BATCH[model]), compress)
+                for ranks, compress in ((1, "0"), (2, "0"), (2, "1"))
+            )
             result[model] = {"batch_size": BATCH[model], **summarize(one, two)}
             result[model]["seconds_per_step_2_compressed"] = round(half["seconds"]["with"], 4)
             print(f"{model:9} {json.dumps(result[model])}", flush=True)

@@ -69,7 +69,7 @@ def ncf_data(folder: Path) -> None:
     test = {name: values[:101] * 0 for name, values in train.items()}
     test["label"] = (np.arange(101) == 0).astype(np.float32)
     mappings = {"train": train, "validation": test, "test": test}
-    _write(folder, mappings, users, items, {"test_samples_per_series": 101})
+    write_interactions(folder, mappings, users, items, {"test_samples_per_series": 101})
 
 
 def vae_data(folder: Path) -> None:
@@ -82,10 +82,10 @@ def vae_data(folder: Path) -> None:
     train = {"user": (pairs // items).astype(np.int32), "item": (pairs % items).astype(np.int32)}
     few = {name: values[:10] for name, values in train.items()}
     held_out = [f"{group}_{part}" for group in ("validation", "test") for part in ("input", "target")]
-    _write(folder, {"train": train, **dict.fromkeys(held_out, few)}, users, items, {})
+    write_interactions(folder, {"train": train, **dict.fromkeys(held_out, few)}, users, items, {})
 
 
-def _write(folder: Path, mappings: dict, users: int, items: int, metadata: dict) -> None:
+def write_interactions(folder: Path, mappings: dict, users: int, items: int, metadata: dict) -> None:
     folder.mkdir(parents=True)
     sources = {}
     for name, columns in mappings.items():

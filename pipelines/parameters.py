@@ -16,7 +16,7 @@ import yaml
 from recsys.step import UserError
 
 RUNS = Path(__file__).with_name("runs")
-PATHS = ("source", "resume")
+PATHS = ("source", "resume", "dataset_store")
 
 
 class _Loader(yaml.SafeLoader):

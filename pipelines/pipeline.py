@@ -18,6 +18,13 @@ from components.train.component import cleanup, train
 
 NAME = "recsys"
 COMPILED = Path(__file__).with_name("pipeline.yaml")
+# Key in the Secret to variable; Kubeflow's own Secret has the first two.
+STORAGE_KEYS = {
+    "accesskey": "AWS_ACCESS_KEY_ID",
+    "secretkey": "AWS_SECRET_ACCESS_KEY",
+    "endpoint": "AWS_ENDPOINT_URL",
+    "region": "AWS_REGION",
+}
 
 
 def _describe(
@@ -45,10 +52,12 @@ def recsys(
     benchmark: dict = {},  # noqa: B006
     gate: str = "",
     seed: int = 1,
+    dataset_store: str = "",
     resume: str = "",
     gpus: str = "0",
     num_workers: str = "1",
     workspace_claim: str = "recsys-workspace",
+    storage_secret: str = "mlpipeline-minio-artifact",
     cluster: dict = {},  # noqa: B006
 ):
     """Every step is a program in a container; ``components/<step>/component.py`` is its interface.
@@ -64,13 +73,17 @@ def recsys(
         benchmark: options of the benchmark step.
         gate: metrics that the run must reach, for example ``hr@10>=0.65``; empty: none.
         seed: of everything random.
-        resume: a checkpoint of an interrupted run to go on from; empty: train from the start.
+        dataset_store: folder or URI where prepared datasets are kept, to be read from there and found again
+            by the next run; empty: they travel as artifacts.
+        resume: a checkpoint (path or URI) of an interrupted run to go on from; empty: train from the start.
         gpus: number of GPUs of the steps that use the model, and of each worker; ``0`` for CPU. It is text
             because the backend fills a resource limit from text only: from an integer parameter it reads ""
             and drops the limit.
         num_workers: ``1`` trains in the step's own pod; more start an MPIJob with as many.
         workspace_claim: volume claim that the train step shares with the workers of an MPIJob; one worker
-            needs none.
+            needs none, and several with a ``dataset_store`` neither.
+        storage_secret: Secret with what opens ``s3://`` and ``minio://``: ``accesskey``, ``secretkey``,
+            perhaps ``endpoint`` and ``region``; one that does not exist leaves it to the service account.
         cluster: of the MPIJob: overlay, queue, timeouts; the fields of ``Settings`` in
             ``components/train/mpijob.py``.
     """
@@ -78,7 +91,9 @@ def recsys(
     left = cleanup()
     with dsl.ExitHandler(left, name="Pipeline"):
         raw = download(dataset=dataset, source=source, options=dataset_options, seed=seed)
-        prepared = preprocess(raw=raw.outputs["raw"], model=model, options=preparation, seed=seed)
+        prepared = preprocess(
+            raw=raw.outputs["raw"], model=model, options=preparation, seed=seed, dataset_store=dataset_store
+        )
         training = {
             "dataset": prepared.outputs["dataset"],
             "model": model,
@@ -88,14 +103,17 @@ def recsys(
             "num_workers": num_workers,
             "gpus": gpus,
             "workspace_claim": workspace_claim,
+            "storage_secret": storage_secret,
             "cluster": cluster,
         }
-        # The same step twice: with GPUs and without the claim, or without GPUs and with it.
+        # The same step three times: with GPUs, or without them and with or without the claim.
         with dsl.If(num_workers == "1", name="One worker"):
             alone = train(**training)
+        with dsl.Elif(dataset_store != "", name="Several workers and a store"):
+            remote = train(**training)
         with dsl.Else(name="Several workers"):
             launched = train(**training)
-        checkpoint = dsl.OneOf(alone.outputs["checkpoint"], launched.outputs["checkpoint"])
+        checkpoint = dsl.OneOf(*(task.outputs["checkpoint"] for task in (alone, remote, launched)))
         model_and_data = {"dataset": prepared.outputs["dataset"], "checkpoint": checkpoint}
         evaluated = evaluate(**model_and_data, options=evaluation)
         # After the evaluation, so that no other step of the run shares the machine with the measurement.
@@ -108,13 +126,16 @@ def recsys(
     _describe(raw, "Download and verify", cpu="500m", memory="1Gi")
     _describe(prepared, "Encode and split", cpu="2", memory="8Gi")
     _describe(alone, "Train", cpu="2", memory="8Gi", gpus=gpus)
-    _describe(launched, "Train on several workers", cpu="250m", memory="512Mi")
+    for task in (remote, launched):
+        _describe(task, "Train on several workers", cpu="250m", memory="512Mi")
     kubernetes.mount_pvc(launched, pvc_name=workspace_claim, mount_path="/workspace")
     _describe(evaluated, "Evaluate", cpu="2", memory="8Gi", gpus=gpus)
     # A measurement and a verdict belong to their run: never from the cache.
     _describe(measured, "Benchmark", cpu="2", memory="8Gi", gpus=gpus).set_caching_options(False)
     _describe(judged, "Gate", cpu="100m", memory="256Mi").set_caching_options(False)
     _describe(left, "Clean up", cpu="100m", memory="256Mi").set_caching_options(False)
+    for task in (raw, prepared, alone, remote, launched, evaluated, measured):
+        kubernetes.use_secret_as_env(task, storage_secret, STORAGE_KEYS, optional=True)
 
 
 def compile_pipeline(path: str | Path = COMPILED) -> Path:

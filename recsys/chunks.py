@@ -1,7 +1,6 @@
 """Chunks: columns of a dataset stored as Parquet or headerless csv, read and checked value by value."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,8 @@ import pyarrow.csv
 import pyarrow.fs
 import pyarrow.parquet as pq
 
-from recsys.feature_spec_rules import AUTO, DTYPES, Chunk, local_path
+from recsys.dataset_store import Files
+from recsys.feature_spec_rules import AUTO, DTYPES, Chunk
 from recsys.step import UserError
 
 MANY = 1 << 31  # ids are int32, so this is the largest cardinality
@@ -18,12 +18,12 @@ ARROW_TYPES = {dtype: pa.type_for_alias(dtype) for dtype in DTYPES}
 
 
 def read_chunk(
-    chunk: Chunk, folder: Path, wanted: Mapping[str, Mapping[str, Any]]
+    chunk: Chunk, files: Files, wanted: Mapping[str, Mapping[str, Any]]
 ) -> tuple[dict[str, np.ndarray], int]:
     """Reads some of the chunk's columns.
 
     Args:
-        folder: what relative file names are relative to.
+        files: of the dataset.
         wanted: feature name to its properties in ``feature_spec``.
 
     Returns:
@@ -35,24 +35,24 @@ def read_chunk(
     parts: dict[str, list[np.ndarray]] = {name: [] for name in wanted}
     rows = 0
     for file in chunk.files:
-        table = _read_file(chunk, folder, file, wanted)
+        table = _read_file(chunk, files, file, wanted)
         rows += table.num_rows
         for name, properties in wanted.items():
             values = checked_values(
-                f"{address(folder, file)}: feature {name!r}", table.column(name), properties
+                f"{files.address(file)}: feature {name!r}", table.column(name), properties
             )
             if parts[name] and values.dtype != parts[name][0].dtype:
                 raise UserError(
-                    f"{address(folder, file)}: feature {name!r} holds {values.dtype}, but "
+                    f"{files.address(file)}: feature {name!r} holds {values.dtype}, but "
                     f"{parts[name][0].dtype} in {chunk.files[0]}; files of one chunk must agree"
                 )
             parts[name].append(values)
     return {name: _joined(arrays) for name, arrays in parts.items()}, rows
 
 
-def _read_file(chunk: Chunk, folder: Path, file: str, wanted: Mapping[str, Mapping[str, Any]]) -> pa.Table:
+def _read_file(chunk: Chunk, files: Files, file: str, wanted: Mapping[str, Mapping[str, Any]]) -> pa.Table:
     try:
-        with open_file(folder, file) as stream:
+        with open_file(files, file) as stream:
             if chunk.type == "csv":
                 return _read_csv(chunk, stream, wanted)
             parquet = pq.ParquetFile(stream, pre_buffer=True)
@@ -60,14 +60,14 @@ def _read_file(chunk: Chunk, folder: Path, file: str, wanted: Mapping[str, Mappi
             for name in chunk.features:
                 if name not in present:
                     raise UserError(
-                        f"{address(folder, file)}: source_spec promises the column {name!r}, "
+                        f"{files.address(file)}: source_spec promises the column {name!r}, "
                         f"the file has {', '.join(present)}"
                     )
             return parquet.read(columns=list(wanted))
     except (pa.ArrowException, OSError) as error:
         hint = " (csv has no header line)" if chunk.type == "csv" else ""
         line = " ".join(str(error).split())
-        raise UserError(f"{address(folder, file)}: cannot be read as {chunk.type}{hint}: {line}") from None
+        raise UserError(f"{files.address(file)}: cannot be read as {chunk.type}{hint}: {line}") from None
 
 
 def _read_csv(chunk: Chunk, stream: pa.NativeFile, wanted: Mapping[str, Mapping[str, Any]]) -> pa.Table:
@@ -83,16 +83,12 @@ def _read_csv(chunk: Chunk, stream: pa.NativeFile, wanted: Mapping[str, Mapping[
     )
 
 
-def open_file(folder: Path, file: str) -> pa.NativeFile:
-    """Opens a name in ``files`` for random access, local or in an object store."""
-    path = local_path(folder, file)
-    filesystem, name = (pa.fs.LocalFileSystem(), str(path)) if path else pa.fs.FileSystem.from_uri(file)
+def open_file(files: Files, file: str) -> pa.NativeFile:
+    """Opens a file for random access, local or in an object store."""
+    path = files.local(file)
+    local = pa.fs.LocalFileSystem()
+    filesystem, name = (local, str(path)) if path else pa.fs.FileSystem.from_uri(files.address(file))
     return filesystem.open_input_file(name)
-
-
-def address(folder: Path, file: str) -> str:
-    """A name in ``files`` for messages."""
-    return str(local_path(folder, file) or file)
 
 
 def checked_values(

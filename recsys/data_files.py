@@ -57,7 +57,7 @@ def collect(
 
     Args:
         name: the dataset, for messages.
-        source: one file, or a folder of files with the same columns (``gs://`` folders end with a slash).
+        source: one file, or a folder of files with the same columns (those of a store end with a slash).
         format: ``csv`` or ``parquet``; ``None`` goes by the suffix.
         separator: ``None`` is a tab for ``.tsv``, else a comma.
         header: whether the first line of a csv file names its columns.
@@ -74,9 +74,11 @@ def collect(
     if kind == "parquet" and not header:
         raise UserError("--options: header is false, but a Parquet file always names its columns")
     separator = separator or ("\t" if addresses[0].lower().endswith(".tsv") else ",")
-    names, checksums, first = [], {}, None
+    names: list[str] = []
+    checksums, first = {}, None
     for address in addresses:
         path = storage.obtain(address, downloads)
+        address = transfer.shown(address)
         if kind == "parquet":
             _check_parquet(path, address)
         else:
@@ -87,7 +89,7 @@ def collect(
                 raise UserError(f"{address}: {error}") from None
             first = first or fields
             if header and fields != first:
-                raise UserError(f"{address}: columns {fields} differ from those of {addresses[0]}: {first}")
+                raise UserError(f"{address}: columns {fields} differ from those of {names[0]}: {first}")
         names.append(storage.file_name(address))
         checksums[names[-1]] = place(path, folder / names[-1])
     return DataFiles(tuple(names), kind, separator, described(source, checksums))
@@ -96,7 +98,7 @@ def collect(
 def described(source: str, checksums: dict[str, str]) -> dict[str, Any]:
     """``source`` of a ``raw.yaml`` about a user's data."""
     return {
-        "address": source,
+        "address": transfer.shown(source),
         "sha256": checksums,
         "licence": "Data of the user; this project knows no terms for it.",
         "citation": "",
@@ -134,7 +136,7 @@ def _addresses(source: str, format: str | None) -> list[str]:
     path = storage.local_path(source)
     if path is not None and not path.exists():
         raise UserError(f"--source {source}: no such file or folder")
-    is_folder = path.is_dir() if path is not None else source.startswith("gs://") and source.endswith("/")
+    is_folder = path.is_dir() if path is not None else _in_store(source) and source.endswith("/")
     if not is_folder:
         if format is None and _kind(source) is None:
             raise UserError(
@@ -154,6 +156,10 @@ def _addresses(source: str, format: str | None) -> list[str]:
     if not found:
         raise UserError(f"--source {source}: the folder holds no file named *{', *'.join(SUFFIXES)}")
     return found
+
+
+def _in_store(source: str) -> bool:
+    return source.startswith(("gs://", "s3://", "minio://"))
 
 
 def _kind(address: str) -> str | None:

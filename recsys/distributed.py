@@ -9,7 +9,8 @@ What ends a run of several ranks, and how fast:
 * a rank that fails alone tells it itself, and its exit ends the others;
 * a rank that dies: mpirun asks the others to stop, and those that wait for it in vain give up
   ``SIGNAL_SECONDS`` later; the state that the first rank saved last stays;
-* a rank that hangs: Horovod ends the others after ``STALL_SECONDS``.
+* a host that is cut off: mpirun misses it after 25 s (``manifests/base``) and ends the run in the same way;
+* a rank that hangs, or two that no longer reach each other: who waits gives up after ``STALL_SECONDS``.
 """
 
 import contextlib
@@ -25,11 +26,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from recsys import stall_watch
 from recsys.step import UserError
 
 # Below the 30 s that Kubernetes leaves between SIGTERM and SIGKILL.
 SIGNAL_SECONDS = 25
 STALL_SECONDS = 600
+STALL_VARIABLE = "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS"  # sets another limit, for Horovod too
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -78,7 +81,7 @@ def init() -> None:
         raise UserError(
             f"KERAS_BACKEND {keras.backend.backend()} trains with one worker, not {size()}; use tensorflow"
         )
-    os.environ.setdefault("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", str(STALL_SECONDS))
+    os.environ.setdefault(STALL_VARIABLE, str(STALL_SECONDS))
     try:
         hvd = _horovod()
     except ImportError as error:
@@ -90,6 +93,7 @@ def init() -> None:
             f"mpirun started {size()} ranks and Horovod sees {hvd.size()}: it was built for another MPI; "
             "run make setup-horovod with the mpirun that you use"
         )
+    stall_watch.start(rank(), float(os.environ[STALL_VARIABLE]))
 
 
 def _horovod() -> Any:
@@ -121,7 +125,7 @@ def gather(value: T) -> list[T]:
 
     hvd = _horovod()
     data = np.frombuffer(pickle.dumps(value), np.uint8)
-    with tf.device("cpu"):
+    with stall_watch.waiting(), tf.device("cpu"):
         lengths = hvd.allgather(tf.constant([len(data)], tf.int64), name="gather.lengths").numpy()
         joined = hvd.allgather(tf.constant(data), name="gather.data").numpy()
     return [pickle.loads(part.tobytes()) for part in np.split(joined, np.cumsum(lengths)[:-1])]

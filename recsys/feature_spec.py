@@ -9,8 +9,8 @@ references:
 ``source_spec``
     mapping name (``train``, ``test``, ...) to chunks. A chunk is ``type``, ``features`` (columns, in file
     order for headerless csv) and ``files`` (rows of the first file, then of the second, ...): paths relative
-    to the YAML or absolute URIs (``file://``, ``gs://``, ``s3://``). The chunks of one mapping hold
-    different columns of the same rows.
+    to the YAML or absolute URIs (``file://``, ``gs://``, ``s3://``, ``minio://``). The chunks of one mapping
+    hold different columns of the same rows.
 ``channel_spec``
     channel to the features that fill it; the channels are fixed (``CHANNELS`` in
     :mod:`recsys.feature_spec_rules`).
@@ -21,6 +21,7 @@ Everything is checked at this boundary: the structure by :meth:`FeatureSpec.read
 read. A fault is one line that names file, feature, rule and what is allowed.
 """
 
+import functools
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -31,7 +32,8 @@ import numpy as np
 import yaml
 
 from recsys.chunks import read_chunk
-from recsys.feature_spec_rules import AUTO, Chunk, Sections, local_path, parse
+from recsys.dataset_store import SECTION, Files
+from recsys.feature_spec_rules import AUTO, Chunk, Sections, parse
 from recsys.step import UserError, atomic_write
 
 FILE_NAME = "feature_spec.yaml"
@@ -42,10 +44,10 @@ class FeatureSpec:
     """A dataset: its features, where their values are, and what they are for.
 
     Args:
-        folder: what relative file names are relative to.
+        folder: what relative file names are relative to; text is a URI.
     """
 
-    folder: Path
+    folder: Path | str
     feature_spec: Mapping[str, Mapping[str, Any]]
     source_spec: Mapping[str, tuple[Chunk, ...]]
     channel_spec: Mapping[str, tuple[str, ...]]
@@ -56,20 +58,21 @@ class FeatureSpec:
         """Reads and checks a spec.
 
         Args:
-            path: the YAML file, or the dataset folder that holds ``feature_spec.yaml``.
+            path: the YAML file, or the dataset folder that holds ``feature_spec.yaml``; or the URI of one.
             with_files: the local files in ``source_spec`` must exist.
         Raises:
             UserError: the file is missing, is not YAML, or breaks a rule of the contract.
         """
-        path = Path(path)
-        path = path / FILE_NAME if path.is_dir() else path
+        remote = isinstance(path, str) and "://" in path
+        file = f"{path}".removesuffix(f"/{FILE_NAME}") + f"/{FILE_NAME}" if remote else _yaml_file(Path(path))
         try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+            content = yaml.safe_load(_text(file))
         except FileNotFoundError:
-            raise UserError(f"{path}: no such file; a dataset is a folder with a {FILE_NAME}") from None
+            raise UserError(f"{file}: no such file; a dataset is a folder with a {FILE_NAME}") from None
         except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-            raise UserError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
-        return cls(path.parent, *_parsed(path, content, with_files))
+            raise UserError(f"{file}: not a YAML file: {' '.join(str(error).split())}") from None
+        folder = file.parent if isinstance(file, Path) else file.rpartition("/")[0]
+        return cls(folder, *_parsed(file, content, with_files))
 
     def write(self, folder: str | Path | None = None) -> Path:
         """Checks the spec and writes it as ``folder/feature_spec.yaml``; returns that path."""
@@ -140,7 +143,7 @@ class FeatureSpec:
         try:
             for chunk in self._chunks(mapping, wanted):
                 here = {name: self.feature_spec[name] for name in wanted if name in chunk.features}
-                values, lengths[", ".join(chunk.files)] = read_chunk(chunk, self.folder, here)
+                values, lengths[", ".join(chunk.files)] = read_chunk(chunk, self.files, here)
                 columns.update(values)
         except UserError as error:
             raise UserError(f"{error} (mapping {mapping!r})") from None
@@ -150,22 +153,36 @@ class FeatureSpec:
         return {name: columns[name] for name in wanted}
 
     def digest(self) -> str:
-        """SHA-256 over the spec and the bytes of its local files: what a checkpoint was trained on."""
-        sha = hashlib.sha256(yaml.safe_dump(self.as_dict()).encode())
-        for file in sorted(
-            {file for chunks in self.source_spec.values() for c in chunks for file in c.files}
-        ):
-            sha.update(file.encode())
-            path = local_path(self.folder, file)
-            if path is not None:
+        """SHA-256 over the spec and the bytes of its files: what a checkpoint was trained on.
+
+        It is the same in a store as beside the spec. An object that no ``dataset_store`` lists counts by its
+        URI.
+        """
+        content = self.as_dict()
+        content["metadata"].pop(SECTION, None)
+        named: dict[str, str] = {}
+        for chunk in (chunk for chunks in content["source_spec"].values() for chunk in chunks):
+            named |= {self.files.name(file): file for file in chunk["files"]}
+            chunk["files"] = [self.files.name(file) for file in chunk["files"]]
+        sha = hashlib.sha256(yaml.safe_dump(content).encode())
+        for name, file in sorted(named.items()):
+            sha.update(name.encode())
+            if published := self.files.sha256(file):
+                sha.update(bytes.fromhex(published))
+            elif path := self.files.local(file):
                 with open(path, "rb") as stream:
                     sha.update(hashlib.file_digest(stream, "sha256").digest())
         return sha.hexdigest()
 
+    @functools.cached_property
+    def files(self) -> Files:
+        """The files in ``source_spec``."""
+        return Files(self.folder, self.metadata)
+
     @property
-    def path(self) -> Path:
+    def path(self) -> Path | str:
         """The YAML file."""
-        return self.folder / FILE_NAME
+        return self.folder / FILE_NAME if isinstance(self.folder, Path) else f"{self.folder}/{FILE_NAME}"
 
     def _one_feature(self, channel: str, demand: str) -> str:
         features = self.channel_spec.get(channel, ())
@@ -187,8 +204,25 @@ class FeatureSpec:
         return self.source_spec[mapping]
 
 
-def _parsed(path: Path, content: Any, with_files: bool = True) -> Sections:
+def _yaml_file(path: Path) -> Path:
+    return path / FILE_NAME if path.is_dir() else path
+
+
+def _text(file: Path | str) -> str:
+    """Raises FileNotFoundError."""
+    if isinstance(file, Path):
+        return file.read_text(encoding="utf-8")
+    from recsys import storage
+
+    content = storage.read_if_present(file)
+    if content is None:
+        raise FileNotFoundError(file)
+    return content.decode()
+
+
+def _parsed(path: Path | str, content: Any, with_files: bool = True) -> Sections:
+    folder = path.parent if isinstance(path, Path) else path.rpartition("/")[0]
     try:
-        return parse(path.parent if with_files else None, content)
+        return parse(folder if with_files else None, content)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None

@@ -24,7 +24,7 @@ CATEGORICAL_CHANNELS = ("user", "item", "onehot_categorical", "multihot_categori
 PROPERTIES = ("dtype", "cardinality", "max_hotness", "embedding_size")
 CHUNK_TYPES = ("parquet", "csv")
 DTYPES = ("int8", "int16", "int32", "int64", "float32", "float64")
-SCHEMES = ("file", "gs", "s3")
+SCHEMES = ("file", "gs", "s3", "minio")
 AUTO = "auto"  # a cardinality that is found while the dataset is transcoded
 CHUNK_KEYS = ("type", "features", "files")
 
@@ -47,15 +47,15 @@ class Sections(NamedTuple):
     metadata: dict[str, Any]
 
 
-def local_path(folder: Path, file: str) -> Path | None:
-    """The local path of a name in ``files``; None for an object store's URI."""
+def local_path(folder: Path | str, file: str) -> Path | None:
+    """The local path of a name in ``files``; None for an object store's URI, also that of ``folder``."""
     scheme, separator, path = file.partition("://")
     if not separator:
-        return folder / file
+        return folder / file if isinstance(folder, Path) else None
     return Path(unquote(path)) if scheme == "file" else None
 
 
-def parse(folder: Path | None, content: Any) -> Sections:
+def parse(folder: Path | str | None, content: Any) -> Sections:
     """Checks the content of a ``feature_spec.yaml``.
 
     A user or item feature without a cardinality gets the cardinality ``auto``.
@@ -117,7 +117,9 @@ def _parse_feature(name: Any, properties: Any) -> dict[str, Any]:
     return dict(properties)
 
 
-def _parse_mapping(folder: Path | None, mapping: str, chunks: Any, features: Mapping) -> tuple[Chunk, ...]:
+def _parse_mapping(
+    folder: Path | str | None, mapping: str, chunks: Any, features: Mapping
+) -> tuple[Chunk, ...]:
     where = f"mapping {mapping!r}"
     if not isinstance(chunks, list) or not chunks:
         raise UserError(f"{where} must be a list of chunks, each with {', '.join(CHUNK_KEYS)}")
@@ -150,7 +152,7 @@ def _parse_chunk(where: str, chunk: Any) -> Chunk:
     return Chunk(chunk["type"], tuple(chunk["features"]), tuple(chunk["files"]))
 
 
-def _check_file(where: str, folder: Path | None, file: str) -> None:
+def _check_file(where: str, folder: Path | str | None, file: str) -> None:
     scheme, separator, _ = file.partition("://")
     if separator and scheme not in SCHEMES:
         schemes = ", ".join(f"{name}://" for name in SCHEMES)

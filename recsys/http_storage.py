@@ -6,26 +6,19 @@ from collections.abc import Iterator
 
 import requests
 
+from recsys import transfer
 from recsys.step import UserError
-from recsys.transfer import TIMEOUT, Part, TransientError, one_line
+from recsys.transfer import AccessError, Part, TransientError, one_line, shown
 
 
-class AccessError(UserError):
-    """The server wants a login (``code`` 401) or does not let this one in (403)."""
-
-    def __init__(self, message: str, code: int):
-        super().__init__(message)
-        self.code = code
-
-
-def fetch(part: Part, login: tuple[str, str] | None = None) -> None:
+def fetch(part: Part, address: str, login: tuple[str, str] | None = None) -> None:
     """One attempt: the rest of the file if the server still has the version in ``part``, else all of it."""
     # Compression on the way would make lengths and ranges count other bytes than the file's.
     headers = {"Accept-Encoding": "identity"}
     have = part.size
     if have and part.version:
         headers |= {"Range": f"bytes={have}-", "If-Range": part.version}
-    with _get(part.address, headers, login) as response:
+    with _get(address, headers, login) as response:
         content_range = response.headers.get("Content-Range", "")
         if response.status_code == 416 and content_range == f"bytes */{have}":
             return  # nothing is missing
@@ -33,12 +26,12 @@ def fetch(part: Part, login: tuple[str, str] | None = None) -> None:
         if response.status_code in (206, 416) and not resumed:
             part.forget()
             raise TransientError("the server sent another range than was asked for")
-        _check(part.address, response)
+        _check(address, response)
         total: int | None = None
         if response.headers.get("Content-Encoding", "identity") == "identity":
             total = int(response.headers["Content-Length"]) if "Content-Length" in response.headers else None
             total = total + have if resumed and total is not None else total
-        with part.writer(_version(response), total, resumed) as writer, _errors(part.address):
+        with part.writer(_version(response), total, resumed) as writer, _errors(address):
             for block in response.iter_content(1 << 16):
                 writer.write(block)
 
@@ -59,7 +52,7 @@ def _get(
 ) -> Iterator[requests.Response]:
     with _errors(address):
         # Requests drops the login when it is redirected to another host.
-        response = requests.get(address, headers=headers, auth=login, stream=True, timeout=TIMEOUT)
+        response = requests.get(address, headers=headers, auth=login, stream=True, timeout=transfer.TIMEOUT)
     with response:
         yield response
 
@@ -76,10 +69,10 @@ def _check(address: str, response: requests.Response) -> None:
         asked = response.headers.get("Retry-After", "")
         raise TransientError(answer, float(asked) if asked.isdigit() else 0.0)
     if code in (401, 403):
-        message = f"{address}: no permission ({answer}); use an address that needs no login, or a copy"
+        message = f"{shown(address)}: no permission ({answer}); use an address that needs no login, or a copy"
         raise AccessError(message, code)
     if code >= 400:
-        raise UserError(f"{address}: {answer}; check the address")
+        raise UserError(f"{shown(address)}: {answer}; check the address")
 
 
 @contextlib.contextmanager
@@ -87,15 +80,19 @@ def _errors(address: str) -> Iterator[None]:
     try:
         yield
     except requests.exceptions.SSLError as error:
-        raise UserError(f"{address}: the server's certificate is not accepted: {one_line(error)}") from None
+        raise UserError(
+            f"{shown(address)}: the server's certificate is not accepted: {_plain(error)}"
+        ) from None
     except (
         requests.ConnectionError,
         requests.Timeout,
         requests.exceptions.ChunkedEncodingError,
     ) as error:
-        # Without the query of an address that we were redirected to: a signed one is as good as a password.
-        raise TransientError(
-            f"the connection failed ({one_line(re.sub(r'[?][^ )]*', '', str(error)))})"
-        ) from None
+        raise TransientError(f"the connection failed ({_plain(error)})") from None
     except requests.RequestException as error:
-        raise UserError(f"{address}: cannot be fetched: {one_line(error)}") from None
+        raise UserError(f"{shown(address)}: cannot be fetched: {_plain(error)}") from None
+
+
+def _plain(error: object) -> str:
+    """Without the query of an address that we were redirected to: a signed one is as good as a password."""
+    return one_line(re.sub(r"://[^/@ ]*@", "://", re.sub(r"[?][^ )]*", "", str(error))))

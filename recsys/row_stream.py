@@ -59,9 +59,9 @@ class RowGroups:
         self._groups: list[tuple[str, int]] = []
         rows: list[int] = []
         for file in chunks[0].files:
-            metadata = self._metadata[file] = self._open(file).metadata
-            self._groups += [(file, number) for number in range(metadata.num_row_groups)]
-            rows += [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+            here = self._rows(file)
+            self._groups += [(file, number) for number in range(len(here))]
+            rows += here
         self.starts = np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
 
     @property
@@ -91,12 +91,22 @@ class RowGroups:
         """Every row group, in order."""
         return (self.read(number) for number in range(len(self)))
 
+    def _rows(self, file: str) -> list[int]:
+        """Rows of each row group; a file in a store is not fetched for it."""
+        if published := self.spec.files.row_groups(file):
+            return published
+        metadata = self._open(file).metadata
+        return [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+
     def _open(self, file: str) -> pq.ParquetFile:
         try:
-            return pq.ParquetFile(open_file(self.spec.folder, file), metadata=self._metadata.get(file))
+            opened = pq.ParquetFile(open_file(self.spec.files, file), metadata=self._metadata.get(file))
         except (pa.ArrowException, OSError) as error:
             line = " ".join(str(error).split())
-            raise UserError(f"{self.spec.folder / file}: cannot be read as Parquet: {line}") from None
+            where = self.spec.files.address(file)
+            raise UserError(f"{where}: cannot be read as Parquet: {line}") from None
+        self._metadata[file] = opened.metadata
+        return opened
 
 
 def _matrix(values: list[np.ndarray]) -> np.ndarray:

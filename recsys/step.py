@@ -7,12 +7,13 @@ rely on:
 * a flag is named like the Kubeflow input or output, letter for letter;
 * an output is written under ``<path>.partial`` and renamed when the step has succeeded, so that a
   killed step leaves nothing that looks finished;
+* an output that is a URI is staged in the temporary folder and uploaded when the step has succeeded;
 * the step fails when an output that it promised is missing;
 * the executor-output JSON is written last, lists every artifact and holds finite numbers only
   (Kubeflow's launcher refuses ``NaN`` after the work is done);
 * a user's mistake (:class:`UserError`) is one line on stderr and exit code 2, never a traceback.
 
-Standard library only: all images import this file.
+Standard library only, but for an output that is a URI: all images import this file.
 """
 
 import argparse
@@ -23,9 +24,11 @@ import numbers
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
+from urllib.parse import unquote
 
 USER_MISTAKE = 2
 
@@ -91,6 +94,13 @@ def json_object(text: str) -> dict[str, Any]:
     return value
 
 
+def location(text: str) -> Path | str:
+    """A local path, or the URI of something remote, which stays text."""
+    if text.startswith("file://"):
+        return Path(unquote(text.removeprefix("file://")))
+    return text if "://" in text else Path(text)
+
+
 class _OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(USER_MISTAKE, f"{self.prog}: {message}. See --help.\n")
@@ -114,14 +124,14 @@ class Step:
         self._inputs: list[str] = []
         self._outputs: list[str] = []
 
-    def input(self, flag: str, help: str) -> None:
-        """Declares an input artifact: a local path that must exist."""
-        self.parser.add_argument(f"--{flag}", required=True, type=Path, help=help)
+    def input(self, flag: str, help: str, remote: bool = False) -> None:
+        """Declares an input artifact: a local path that must exist, or with ``remote`` perhaps a URI."""
+        self.parser.add_argument(f"--{flag}", required=True, type=location if remote else Path, help=help)
         self._inputs.append(flag)
 
     def output(self, flag: str, help: str) -> None:
-        """Declares an output artifact: a path that the step must fill."""
-        self.parser.add_argument(f"--{flag}", required=True, type=Path, help=help)
+        """Declares an output artifact: a path that the step must fill, or a URI."""
+        self.parser.add_argument(f"--{flag}", required=True, type=location, help=help)
         self._outputs.append(flag)
 
     def parameter(
@@ -154,7 +164,7 @@ class Step:
         try:
             for name in self._inputs:
                 path = getattr(arguments, name)
-                if not path.exists():
+                if isinstance(path, Path) and not path.exists():
                     raise UserError(f"--{name} {path}: no such file or folder")
             work(arguments, outputs)
             outputs.publish()
@@ -170,20 +180,29 @@ class Outputs:
     """The output artifacts of one step, staged beside their final paths until all of them are there.
 
     Args:
-        paths: artifact name to final local path.
+        paths: artifact name to final local path, or (text) to its URI.
         executor_input: Kubeflow's ``{{$}}`` (empty outside Kubeflow).
     """
 
-    def __init__(self, paths: Mapping[str, Path], executor_input: Mapping[str, Any] | None = None):
-        self.paths = {name: Path(path) for name, path in paths.items()}
+    def __init__(self, paths: Mapping[str, Path | str], executor_input: Mapping[str, Any] | None = None):
+        self.paths = dict(paths)
         self._executor = (executor_input or {}).get("outputs") or {}
         self._metadata: dict[str, dict[str, Any]] = {name: {} for name in self.paths}
         self._kept: set[str] = set()
+        self._elsewhere: set[str] = set()
+        self._scratch: Path | None = None  # for outputs that are URIs
 
     def staging(self, name: str) -> Path:
         """Where ``name`` is written until it is published: ``<path>.partial``."""
         path = self.paths[name]
-        return path.with_name(path.name + ".partial")
+        if isinstance(path, Path):
+            return path.with_name(path.name + ".partial")
+        self._scratch = self._scratch or Path(tempfile.mkdtemp(prefix="recsys-"))
+        return self._scratch / name
+
+    def elsewhere(self, name: str) -> None:
+        """The artifact is at its URI already: its local path stays absent, which Kubeflow allows."""
+        self._elsewhere.add(name)
 
     def folder(self, name: str, keep: bool = False) -> Path:
         """An empty folder to fill. With ``keep``, what an interrupted attempt left stays (for resuming)."""
@@ -217,21 +236,30 @@ class Outputs:
         Raises:
             RuntimeError: an output that the step promised was not written, or is an empty folder.
         """
-        missing = [name for name in self.paths if not _filled(self.staging(name))]
+        own = {name: path for name, path in self.paths.items() if name not in self._elsewhere}
+        missing = [name for name in own if not _filled(self.staging(name))]
         if missing:
             raise RuntimeError(f"the step ended without writing its outputs: {', '.join(missing)}")
         executor_output = json.dumps(self._executor_output(), allow_nan=False)
-        for name, path in self.paths.items():
-            _remove(path)
-            os.replace(self.staging(name), path)
-        if self._executor.get("outputFile"):
-            atomic_write(self._executor["outputFile"], executor_output)
+        for name, path in own.items():
+            if isinstance(path, Path):
+                _remove(path)
+                os.replace(self.staging(name), path)
+            else:
+                _upload(self.staging(name), path)
+        marker = location(self._executor.get("outputFile") or "")
+        if isinstance(marker, str):
+            _storage().write(marker, executor_output.encode())
+        elif self._executor.get("outputFile"):
+            atomic_write(marker, executor_output)
 
     def discard(self) -> None:
         """Removes what was staged and not published, except folders kept for resuming."""
-        for name in self.paths:
-            if name not in self._kept:
+        for name, path in self.paths.items():
+            if name not in self._kept and isinstance(path, Path):
                 _remove(self.staging(name))
+        if self._scratch:
+            _remove(self._scratch)
 
     def _executor_output(self) -> dict[str, Any]:
         declared = self._executor.get("artifacts", {})
@@ -244,6 +272,19 @@ class Outputs:
                     "artifacts": [{**kept, "metadata": {**given.get("metadata", {}), **metadata}}]
                 }
         return {"artifacts": artifacts}
+
+
+def _upload(source: Path, address: str) -> None:
+    if source.is_dir():
+        _storage().upload(source, address)
+    else:
+        _storage().write(address, source.read_bytes())
+
+
+def _storage() -> Any:
+    from recsys import storage  # which needs clients that not every environment has
+
+    return storage
 
 
 def _filled(path: Path) -> bool:

@@ -26,7 +26,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from recsys import tables
-from recsys.chunks import ARROW_TYPES, address, checked_ids, checked_values, open_file
+from recsys.chunks import ARROW_TYPES, checked_ids, checked_values, open_file
 from recsys.feature_spec import FILE_NAME, FeatureSpec
 from recsys.feature_spec_rules import AUTO, CATEGORICAL_CHANNELS, Chunk
 from recsys.step import Outputs, Step, UserError
@@ -88,9 +88,9 @@ class Transcoder:
 
     def _chunk(self, chunk: Chunk) -> Iterator[pa.Table]:
         for file in chunk.files:
-            where, row = address(self.spec.folder, file), 0
+            where, row = self.spec.files.address(file), 0
             try:
-                with open_file(self.spec.folder, file) as stream:
+                with open_file(self.spec.files, file) as stream:
                     for batch in self._batches(chunk, stream):
                         rows = f"{where}: rows {row + 1} to {row + batch.num_rows}"
                         yield pa.table(

@@ -1,13 +1,18 @@
-"""What every download shares, whatever the protocol: the bytes so far, retries, progress, disk space."""
+"""What every transfer shares, whatever the protocol: the bytes so far, retries, progress, disk space."""
 
 import contextlib
+import errno
+import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -18,13 +23,24 @@ from recsys.step import UserError, atomic_write
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+Item = TypeVar("Item")
 
 ATTEMPTS = 6  # in a row without a single new byte, before a download gives up
 BACKOFF = 1.0  # seconds before the second attempt; doubles, with jitter, up to LONGEST_WAIT
 LONGEST_WAIT = 30.0
 TIMEOUT = (10.0, 60.0)  # seconds to connect, seconds without a byte
+CHUNK = 8 << 20  # bytes of a large object that one request carries
+CONNECTIONS = 16  # requests at a time: with CHUNK, what bounds the memory of an upload
 SPARE = 64 << 20  # bytes of disk that stay free
 LOG_EVERY = 10.0  # seconds between progress lines where no terminal shows a bar
+
+
+class AccessError(UserError):
+    """The server wants a login (``code`` 401) or does not let this one in (403)."""
+
+    def __init__(self, message: str, code: int):
+        super().__init__(message)
+        self.code = code
 
 
 class TransientError(Exception):
@@ -33,6 +49,13 @@ class TransientError(Exception):
     def __init__(self, message: str, retry_after: float = 0.0):
         super().__init__(message)
         self.retry_after = retry_after
+
+
+def shown(address: str) -> str:
+    """The address as messages may show it: a web address without its login and query, often a signature."""
+    if not address.startswith(("http://", "https://")):
+        return address
+    return re.sub(r"(?<=://)[^/@?]*@", "", address.partition("?")[0])
 
 
 def require_space(folder: Path, size: int, purpose: str) -> None:
@@ -49,7 +72,8 @@ class Part:
     """The bytes of a download so far (``<path>.part``) and what they are (``<path>.part.json``)."""
 
     def __init__(self, address: str, path: Path):
-        self.address, self.path = address, path
+        self.address, self.path = shown(address), path
+        self.origin = hashlib.sha256(address.encode()).hexdigest()  # a signed address is a secret
         self.data = path.with_name(path.name + ".part")
         self.state = path.with_name(path.name + ".part.json")
         if path.exists():  # whole, from an attempt that died later on: the server says whether it is current
@@ -58,7 +82,9 @@ class Part:
         if self.state.exists():
             with contextlib.suppress(ValueError):
                 state = json.loads(self.state.read_text())
-        self.version: str | None = state.get("version") if state.get("address") == address else None
+        self.version: str | None = state.get("version") if state.get("origin") == self.origin else None
+        kept = self.version and self.data.exists()
+        self.chunks: set[int] = set(state.get("chunks", ())) if kept else set()
         if self.version is None:
             self.data.unlink(missing_ok=True)
 
@@ -69,20 +95,29 @@ class Part:
     def forget(self) -> None:
         """Drops the bytes, so that the next attempt starts over."""
         self.data.unlink(missing_ok=True)
-        self.version = None
+        self.version, self.chunks = None, set()
+
+    def note(self, version: str | None) -> None:
+        """Remembers what the bytes are, for a process that comes after this one."""
+        self.version = version
+        state = {"origin": self.origin, "version": version, "chunks": sorted(self.chunks)}
+        atomic_write(self.state, json.dumps(state))
 
     @contextlib.contextmanager
     def writer(self, version: str | None, total: int | None, resumed: bool) -> Iterator["Progress"]:
         """Opens the part for the rest (``resumed``) or for everything of ``version``."""
         if not resumed:
             self.forget()
-        self.version = version
-        atomic_write(self.state, json.dumps({"address": self.address, "version": version}))
+        self.note(version)
         if total is not None:
             require_space(self.path.parent, total - self.size, f"downloading {self.address}")
         if resumed and self.size:
             log.info("resuming %s at %.1f MB", self.path.name, self.size / 1e6)
-        with open(self.data, "ab") as stream, Progress(stream, self.path.name, self.size, total) as progress:
+        with (
+            disk_errors(self.path),
+            open(self.data, "ab") as stream,
+            Progress(self.path.name, total, self.size, stream) as progress,
+        ):
             yield progress
         if total is not None and self.size < total:
             raise TransientError(f"the connection closed after {self.size:,} of {total:,} bytes")
@@ -93,14 +128,15 @@ class Part:
 
 
 class Progress:
-    """A stream that counts what is written to it: a bar on a terminal, now and then a log line elsewhere."""
+    """Counts bytes on their way to ``stream``: a bar on a terminal, now and then a log line elsewhere."""
 
-    def __init__(self, stream: IO[bytes], name: str, size: int, total: int | None):
+    def __init__(self, name: str, total: int | None, size: int = 0, stream: IO[bytes] | None = None):
         self.stream, self.name, self.size, self.total = stream, name, size, total
         self.bar = tqdm(
             desc=name, initial=size, total=total, unit="B", unit_scale=True, disable=not sys.stderr.isatty()
         )
         self.next_line = time.monotonic() + LOG_EVERY
+        self.lock = threading.Lock()
 
     def __enter__(self) -> "Progress":
         return self
@@ -109,13 +145,19 @@ class Progress:
         self.bar.close()
 
     def write(self, block: bytes) -> int:
-        self.size += len(block)
-        self.bar.update(len(block))
-        if self.bar.disable and time.monotonic() >= self.next_line:
-            share = f" of {self.total / 1e6:,.1f} MB ({self.size / self.total:.0%})" if self.total else " MB"
-            log.info("%s: %s%s", self.name, f"{self.size / 1e6:,.1f}", share)
-            self.next_line = time.monotonic() + LOG_EVERY
-        return self.stream.write(block)
+        self.advance(len(block))
+        return self.stream.write(block) if self.stream else 0
+
+    def advance(self, count: int) -> None:
+        with self.lock:  # several connections may tell of their bytes
+            self.size += count
+            self.bar.update(count)
+            if self.bar.disable and time.monotonic() >= self.next_line:
+                share = (
+                    f" of {self.total / 1e6:,.1f} MB ({self.size / self.total:.0%})" if self.total else " MB"
+                )
+                log.info("%s: %s%s", self.name, f"{self.size / 1e6:,.1f}", share)
+                self.next_line = time.monotonic() + LOG_EVERY
 
 
 class _Stalled:
@@ -132,7 +174,11 @@ class _Stalled:
 
 
 def persist(address: str, attempt: Callable[[], T], size: Callable[[], int] = lambda: 0) -> T:
-    """Repeats ``attempt`` while it fails in a way that may pass."""
+    """Repeats ``attempt`` while it fails in a way that may pass.
+
+    No client retries below this: :data:`ATTEMPTS` bounds what one request may cost.
+    """
+    address = shown(address)
 
     def wait(state: tenacity.RetryCallState) -> float:
         asked = min(getattr(state.outcome and state.outcome.exception(), "retry_after", 0.0), 60.0)
@@ -152,8 +198,33 @@ def persist(address: str, attempt: Callable[[], T], size: Callable[[], int] = la
         return retrying(attempt)
     except TransientError as error:
         raise UserError(
-            f"{address}: {error}; gave up. Run the step again later (it resumes), or give a copy with source"
+            f"{address}: {error}; gave up after {ATTEMPTS} attempts in a row. Run the step again later"
         ) from None
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Says which disk is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise UserError(
+            f"{path}: the disk is full ({os.strerror(error.errno)}); free space or choose another path"
+        ) from None
+
+
+def parallel(work: Callable[[Item], T], items: Iterable[Item], threads: int | None = None) -> list[T]:
+    """``work`` of every item, several at a time; the first failure ends it and drops what has not begun."""
+    with ThreadPoolExecutor(threads or CONNECTIONS) as pool:
+        futures = [pool.submit(work, item) for item in items]
+        try:
+            for future in wait(futures, return_when=FIRST_EXCEPTION).done:
+                future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+        return [future.result() for future in futures]
 
 
 def one_line(error: object) -> str:

@@ -6,7 +6,7 @@ import sys
 from recsys.step import Step, json_object
 
 STEP = Step("benchmark", "Measures training throughput, inference throughput and latency on this machine.")
-STEP.input("dataset", "folder with feature_spec.yaml")
+STEP.input("dataset", "folder with feature_spec.yaml, or its URI", remote=True)
 STEP.input("checkpoint", "folder that the train step wrote")
 STEP.parameter(
     "options", json_object, "{}", 'JSON object, such as {"train_seconds": 10, "batch_sizes": [1, 1024]}'

@@ -25,7 +25,9 @@ log = logging.getLogger(__name__)
 
 STEP = Step("download", "Gets the raw files of a dataset, verified, with their licence.")
 STEP.parameter("dataset", help="file in recsys/datasets that serves it, such as movielens-1m or synthetic")
-STEP.parameter("source", default="", help="address of a copy: path, file://, http(s):// or gs://")
+STEP.parameter(
+    "source", default="", help="address of a copy: path, file://, http(s)://, gs://, s3:// or minio://"
+)
 STEP.parameter("options", type=json_object, default={}, help="the dataset's options, a JSON object")
 STEP.parameter("seed", type=int, default=0, help="of generated data")
 STEP.output("raw", help="folder of the raw files and raw.yaml")

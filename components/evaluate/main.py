@@ -6,7 +6,7 @@ import sys
 from recsys.step import Step, json_object
 
 STEP = Step("evaluate", "Computes the metrics of a checkpoint on held-out data.")
-STEP.input("dataset", "folder with feature_spec.yaml")
+STEP.input("dataset", "folder with feature_spec.yaml, or its URI", remote=True)
 STEP.input("checkpoint", "folder that the train step wrote")
 STEP.parameter("options", json_object, "{}", 'JSON object: {"mapping": "test", "batch_size": 4096}')
 STEP.output("metrics", "the metrics, and those of the baseline (popularity, or click rates of items)")

@@ -11,6 +11,7 @@ def preprocess(
     model: str,
     options: dict,
     seed: int,
+    dataset_store: str,
     dataset: dsl.Output[dsl.Dataset],
     statistics: dsl.Output[dsl.HTML],
 ):
@@ -23,6 +24,7 @@ def preprocess(
             "--model", model,
             "--options", options,
             "--seed", seed,
+            "--dataset_store", dataset_store,
             "--dataset", dataset.path,
             "--statistics", statistics.path,
             "--executor_input", dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER,

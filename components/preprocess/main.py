@@ -6,8 +6,13 @@ module ``dataset``, which says in ``MODELS`` whom it prepares for, and in ``prep
 
 import argparse
 import importlib
+import logging
+import shutil
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
+from components.preprocess.prepared import Prepared
 from recsys.raw_data import RawData
 from recsys.step import Outputs, Step, UserError, json_object
 
@@ -16,7 +21,12 @@ STEP.input("raw", help="folder of the download step: data files and raw.yaml")
 STEP.parameter("model", help="the model to prepare for, such as ncf, vae_cf or wide_deep")
 STEP.parameter("options", type=json_object, default="{}", help="preparation as JSON")
 STEP.parameter("seed", type=int, help="seed of every random choice, 0 or more")
-STEP.output("dataset", help="folder with feature_spec.yaml, Parquet and the fitted workflow")
+STEP.parameter(
+    "dataset_store", default="", help="folder or URI where datasets are kept and found again; empty: none"
+)
+STEP.output(
+    "dataset", help="folder with feature_spec.yaml; without a store also Parquet and the fitted workflow"
+)
 STEP.output("statistics", help="HTML page about the data")
 
 
@@ -32,11 +42,42 @@ def prepare(arguments: argparse.Namespace, outputs: Outputs) -> None:
             f"kind {raw.kind}, which is prepared for {', '.join(preparation.MODELS)}"
         )
     folder = outputs.folder("dataset")
-    prepared = preparation.prepare(
-        raw, arguments.raw, arguments.model, arguments.options, arguments.seed, folder
-    )
+
+    def work(into: Path) -> Prepared:
+        return preparation.prepare(
+            raw, arguments.raw, arguments.model, arguments.options, arguments.seed, into
+        )
+
+    in_store = bool(arguments.dataset_store)
+    prepared = with_store(arguments, raw, folder, work) if in_store else work(folder)
     outputs.file("statistics").write_text(prepared.page)
     outputs.describe("dataset", prepared.summary)
+
+
+def with_store(
+    arguments: argparse.Namespace, raw: RawData, folder: Path, work: Callable[[Path], Prepared]
+) -> Prepared:
+    """Takes the dataset from the store, or prepares and publishes it; only its spec comes to ``folder``."""
+    from components.preprocess.publication import Publication, key  # and the store's client
+
+    made_of = key(raw, arguments.raw, arguments.model, arguments.options, arguments.seed)
+    store = Publication(f"{arguments.dataset_store.rstrip('/')}/{made_of}")
+    found = store.find()
+    state = "found" if found else "prepared"
+    if found:
+        logging.info("%s holds this dataset; nothing to prepare", store.address)
+    else:
+        store.check()
+        local = folder / "prepared"
+        local.mkdir()
+        store.publish(local, work(local))
+        shutil.rmtree(local)
+        found = store.find()
+    if found is None:
+        raise UserError(f"{store.address}: was published, but cannot be read; does someone delete it?")
+    spec, prepared = found
+    spec.write(folder)
+    return Prepared({**prepared.summary, "dataset_store": store.address, "in_store": state}, prepared.page)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -35,8 +35,16 @@ STEP = copy.deepcopy(trainer.STEP)
 STEP.parser.prog = "python -m components.train.launch"
 STEP.parameter("num_workers", _count, 1, "machines (pods) that train; outside a cluster, ranks on this one")
 STEP.parameter("gpus", _count, 0, "of each worker, which has a rank for each; 0: CPU")
-STEP.parameter("workspace_claim", str, "recsys-workspace", "volume claim of this step and the MPIJob's pods")
+STEP.parameter(
+    "workspace_claim",
+    str,
+    "recsys-workspace",
+    "volume claim of this step and the MPIJob's pods, where the dataset is in no store",
+)
 STEP.parameter("workspace", str, "/workspace", "where it is mounted")
+STEP.parameter(
+    "storage_secret", str, "mlpipeline-minio-artifact", "Secret with the keys of S3, for the MPIJob's pods"
+)
 STEP.parameter("cluster", json_object, "{}", "JSON object: overlay, queue, env, timeouts (mpijob.Settings)")
 STEP.parameter("kubeconfig", str, "", "of the cluster, for a start from outside of it")
 STEP.parameter(
@@ -73,7 +81,7 @@ def _on_cluster(arguments: argparse.Namespace, own: dict, argv: list[str] | None
         connected = kube.in_cluster() or arguments.kubeconfig
         cluster = kube.Cluster(arguments.kubeconfig) if connected else None
         pod, namespace = (cluster.own_pod(), cluster.namespace) if cluster else ({}, "kubeflow")
-        job = on_cluster.manifest(arguments, own, settings, pod, namespace)
+        job, _ = on_cluster.manifest(arguments, own, settings, pod, namespace)
         print(yaml.safe_dump(job, sort_keys=False), end="")
         return 0
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from kubernetes.client.exceptions import ApiException
 
 from components.train.kube import CONNECTION_ERRORS, PODS, Cluster
-from components.train.mpirun import Lines
+from components.train.mpirun import Cause, Lines
 
 log = logging.getLogger(__name__)
 SILENCE_SECONDS = 60  # then the connection is made anew; it may be dead
@@ -22,7 +22,7 @@ class LauncherLog:
     """
 
     def __init__(self, cluster: Cluster, write: Callable[[str], None]):
-        self.cluster, self.write = cluster, write
+        self.cluster, self.write, self.cause = cluster, write, Cause()  # of the launcher that is read
         self._pods: dict[str, bool] = {}  # name to whether it has ended
         self._news = threading.Condition()
         self._closed = False
@@ -60,7 +60,7 @@ class LauncherLog:
     def _copy(self, pod: str) -> None:
         """Copies a pod's log until the pod has ended and the log too."""
         seen, count, attempts = "", 0, 0  # time of the last line, and how many had the same
-        lines = Lines()
+        lines, self.cause = Lines(), Cause()
         while True:
             ended = self._pods[pod]
             try:
@@ -71,7 +71,8 @@ class LauncherLog:
                     if time < since or (time == since and repeated >= 0):
                         continue  # sinceTime counts in whole seconds
                     seen, count = time, count + 1 if time == seen else 1
-                    for _, whole in lines.feed(text):
+                    for stream, whole in lines.feed(text):
+                        self.cause.read(stream, whole)
                         self.write(whole)
                 complete = True
             except (ApiException, http.client.HTTPException, *CONNECTION_ERRORS) as error:

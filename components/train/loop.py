@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from recsys import checkpoint, counter_random, device, distributed, models
+from recsys import checkpoint, counter_random, device, distributed, models, stall_watch, storage
 from recsys.checkpoint import Progress
 from recsys.engine import Engine, compile_inference
 from recsys.step import UserError
@@ -34,6 +34,7 @@ class Run:
 
     Args:
         folder: where the first rank saves.
+        address: a URI to which it also uploads what it saves; empty: none.
     """
 
     def __init__(
@@ -44,9 +45,10 @@ class Run:
         folder: Path,
         identity: dict[str, Any],
         seed: int,
+        address: str = "",
     ):
         self.model, self.engine, self.progress = model, engine, progress
-        self.folder, self.identity, self.seed = folder, identity, seed
+        self.folder, self.identity, self.seed, self.address = folder, identity, seed, address
         self.config = model.config
         self.signal = 0
         self.saved = self.logged = self.voted = time.monotonic()
@@ -63,7 +65,9 @@ class Run:
             if self.config.trace and distributed.is_first() and progress.step == TRACED_STEPS.start:
                 trace.enter_context(device.trace(self.folder / "trace"))
             seed = counter_random.step_seed(self.seed, progress.step)
-            waiting.append(self.engine.train_step(model.batch(batch, seed, progress.step)))
+            inputs = model.batch(batch, seed, progress.step)
+            with stall_watch.waiting():
+                waiting.append(self.engine.train_step(inputs))
             progress.step += 1
             progress.step_in_epoch += 1
             if progress.step == TRACED_STEPS.stop or len(waiting) == LOSS_CHECK_STEPS:
@@ -100,7 +104,10 @@ class Run:
     def save(self) -> None:
         """Saves the resumable state."""
         state = checkpoint.state(self.engine)
-        self._write(lambda: checkpoint.save_last(self.folder, state, self.progress, self.identity))
+        self._write(
+            checkpoint.LAST,
+            lambda: checkpoint.save_last(self.folder, state, self.progress, self.identity),
+        )
         self.saved = time.monotonic()
 
     @contextlib.contextmanager
@@ -113,7 +120,7 @@ class Run:
 
         distributed.give_up_after_a_signal(
             f"no step ended within {distributed.SIGNAL_SECONDS} s of the signal, as if a worker were gone; "
-            f"continue with --resume {self.folder}"
+            f"continue with --resume {self.address or self.folder}"
         )
         previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -143,13 +150,15 @@ class Run:
         self.vote_at, self.last_vote, self.voted = step + votes[0][2], step, time.monotonic()
         return bool(self.signal) or votes[0][1]
 
-    def _write(self, write: Callable[[], None]) -> None:
-        """Lets the first rank write; what the disk refuses ends all ranks."""
+    def _write(self, name: str, write: Callable[[], None]) -> None:
+        """Lets the first rank write a file; what the disk or the store refuses ends all ranks."""
         with distributed.agreed():
             if not distributed.is_first():
                 return
             try:
                 write()
+                if self.address:
+                    storage.put(self.folder / name, f"{self.address}/{name}")
             except OSError as error:
                 raise UserError(f"--checkpoint: {error}; the last state saved is kept") from None
 
@@ -168,11 +177,12 @@ class Run:
         if progress.best is None or entry[self.model.metric] > progress.best:
             progress.best, progress.best_epoch = entry[self.model.metric], progress.epoch
             network = checkpoint.whole_network(self.engine)
-            self._write(lambda: checkpoint.save_best(self.folder, network))
+            self._write(checkpoint.MODEL, lambda: checkpoint.save_best(self.folder, network))
 
     def _collect(self, waiting: list[Any]) -> None:
         """Fetches waiting losses from the device; a NaN or infinite one ends the run with its step."""
-        losses = [float(loss) for loss in waiting]
+        with stall_watch.waiting():
+            losses = [float(loss) for loss in waiting]
         first = self.progress.step - len(losses)
         waiting.clear()
         for number, loss in enumerate(losses, first):
@@ -187,7 +197,7 @@ class Run:
         if self.signal:
             name = signal.Signals(self.signal).name
             where = f"stopped by {name} after epoch {self.progress.epoch}, step {self.progress.step}"
-            raise Stopped(self.signal, f"{where}; continue with --resume {self.folder}")
+            raise Stopped(self.signal, f"{where}; continue with --resume {self.address or self.folder}")
 
     def _log(self, entry: dict[str, float]) -> None:
         """One line for every validated epoch; of the others at most one in five seconds."""

@@ -7,12 +7,15 @@ from recsys import distributed
 from recsys.step import USER_MISTAKE, Step, UserError, json_object
 
 STEP = Step("train", "Trains a model on a prepared dataset and keeps the best checkpoint.")
-STEP.input("dataset", "folder with feature_spec.yaml")
+STEP.input("dataset", "folder with feature_spec.yaml, or its URI", remote=True)
 STEP.parameter("model", help="file name in recsys/models, such as ncf or vae_cf")
 STEP.parameter("hyperparameters", json_object, "{}", "JSON object, fields of the model's Config")
 STEP.parameter("seed", int, 1, "of the initial weights, data order, dropout and negatives")
 STEP.parameter(
-    "resume", str, "", "checkpoint folder of an interrupted or finished run to continue; empty: start anew"
+    "resume",
+    str,
+    "",
+    "checkpoint (folder or URI) of an interrupted or finished run to continue; empty: start anew",
 )
 STEP.output("checkpoint", "best model, last state, config, feature spec, history")
 STEP.output("history", "metrics of the training run")

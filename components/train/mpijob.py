@@ -30,6 +30,7 @@ class Settings:
         image: of the job's pods; empty: the image of this step.
         cpu, memory: that a worker requests, as Kubernetes writes them; empty: the overlay's.
         env: variables of every rank, such as ``NCCL_SOCKET_IFNAME``.
+        service_account: of the job's pods, where a cloud gives access to its storage by it.
         accept_seconds: until the operator has taken note of the job.
         queue_seconds: in a queue (suspended).
         pending_seconds: until every worker has a node.
@@ -47,6 +48,7 @@ class Settings:
     cpu: str = ""
     memory: str = ""
     env: dict[str, str] = field(default_factory=dict)
+    service_account: str = ""
     accept_seconds: float = 120
     queue_seconds: float = 86_400
     pending_seconds: float = 3_600
@@ -71,7 +73,8 @@ class Run:
         workers: pods that train.
         gpus: of each; 0 for CPU. A worker has one rank for each of its GPUs, at least one.
         arguments: of ``python -m components.train.main``.
-        claim, workspace: the volume claim that step and workers share, and where it is mounted.
+        claim, workspace: the volume claim that step and workers share, and where it is mounted; empty: none.
+        secret: name of the Secret with the keys of S3; it need not exist.
         owner: reference to the object whose end is the job's; empty: none.
     """
 
@@ -83,6 +86,7 @@ class Run:
     arguments: Sequence[str]
     claim: str
     workspace: str
+    secret: str = "mlpipeline-minio-artifact"
     labels: dict[str, str] = field(default_factory=dict)
     owner: Object = field(default_factory=dict)
 
@@ -134,7 +138,7 @@ def render(settings: Settings, run: Run) -> Object:
     spec["mpiReplicaSpecs"]["Worker"]["replicas"] = run.workers
     for replica in spec["mpiReplicaSpecs"].values():
         replica["template"]["metadata"]["labels"] |= run.labels
-        _set_pod(replica["template"]["spec"], run)
+        _set_pod(replica["template"]["spec"], settings, run)
     _set_launcher(spec["mpiReplicaSpecs"]["Launcher"]["template"]["spec"]["containers"][0], settings, run)
     _set_worker(spec["mpiReplicaSpecs"]["Worker"]["template"]["spec"]["containers"][0], settings, run)
 
@@ -151,9 +155,14 @@ def render(settings: Settings, run: Run) -> Object:
     return job
 
 
-def _set_pod(pod: Object, run: Run) -> None:
+def _set_pod(pod: Object, settings: Settings, run: Run) -> None:
     container = pod["containers"][0]
     container["image"] = run.image or container["image"]
+    if settings.service_account:
+        pod["serviceAccountName"] = settings.service_account
+    if not run.claim:
+        for entries in (pod["volumes"], container["volumeMounts"]):
+            entries[:] = [entry for entry in entries if entry["name"] != "workspace"]
     for volume in pod["volumes"]:
         if volume["name"] == "workspace":
             volume["persistentVolumeClaim"]["claimName"] = run.claim
@@ -171,6 +180,9 @@ def _set_launcher(container: Object, settings: Settings, run: Run) -> None:
         **settings.env,
     }
     before = [entry for entry in container["env"] if entry["name"] not in values]
+    for entry in before:
+        if "valueFrom" in entry:
+            entry["valueFrom"]["secretKeyRef"]["name"] = run.secret
     # What the template hands to the trainer by these names, a run passes as arguments.
     before = [entry for entry in before if entry["name"] not in ("MODEL", "HYPERPARAMETERS", "SEED")]
     container["env"] = [{"name": name, "value": value} for name, value in values.items()] + before

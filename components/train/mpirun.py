@@ -30,6 +30,8 @@ KILLED, TRAINER, FOLLOWER = (
     "python -m components.train.main: ",
     "another worker has ended",
 )
+LOST = re.compile(r"  Remote daemon: \S+ on node (\S+)")  # the one line of that message that says which
+UNREACHABLE = "ssh: "
 PR_SET_PDEATHSIG = 1
 
 
@@ -62,6 +64,39 @@ class Lines:
                 yield stream, f"[{rank}] {self._begun.pop((rank, stream)).lstrip(' ')}"
 
 
+class Cause:
+    """The line that best says why a run failed, of all that it prints.
+
+    That is mpirun's or ssh's on a host that is gone, else mpirun's on a rank that was killed, else the first
+    that a trainer ended with, else the last error, else the last line.
+    """
+
+    def __init__(self) -> None:
+        self._gone = self._killed = self._told = self._error = self._last = ""
+
+    def read(self, stream: str, line: str) -> None:
+        """Takes a line as :class:`Lines` gives it."""
+        self._last = line
+        if lost := LOST.match(line):
+            self._gone = f"lost contact with {lost[1]}"
+        elif line.startswith(UNREACHABLE):
+            self._gone = self._gone or line
+        elif KILLED in line:
+            self._killed = line
+        elif TRAINER in line and FOLLOWER not in line:
+            self._told = self._told or line
+        elif stream == "err":
+            self._error = line
+
+    @property
+    def certain(self) -> str:
+        """The same without errors and last lines, which may be no reason at all."""
+        return self._gone or self._killed or self._told.partition(TRAINER)[2]
+
+    def __str__(self) -> str:
+        return self.certain or self._error or self._last
+
+
 def run(ranks: int, arguments: Sequence[str], program: str) -> int:
     """Trains with ``ranks`` processes; returns mpirun's exit code: that of the first rank that failed.
 
@@ -80,6 +115,9 @@ def run(ranks: int, arguments: Sequence[str], program: str) -> int:
         "none",
         "--map-by",
         "slot:OVERSUBSCRIBE",
+        "--mca",  # Horovod's thread would spin on a core of the trainer's: a third of a step on full cores
+        "mpi_yield_when_idle",
+        "1",
     ]
     command += [sys.executable, "-m", "components.train.main", *arguments]
     environment = {**os.environ, "RECSYS_NUM_WORKERS": str(ranks), "RECSYS_NUM_HOSTS": "1"}
@@ -104,32 +142,20 @@ def run(ranks: int, arguments: Sequence[str], program: str) -> int:
         return 128 + asked[0]
     code = code if code >= 0 else 128 - code
     if code:  # once more and last, for ranks and mpirun talk on after what was the cause
-        cause = cause.partition(TRAINER)[2] or f"exit code {code}: {cause}"
-        print(f"{program}: {cause}", file=sys.stderr, flush=True)
+        print(f"{program}: {cause.certain or f'exit code {code}: {cause}'}", file=sys.stderr, flush=True)
     return code
 
 
-def _copy(process: subprocess.Popen[bytes]) -> str:
-    """Copies mpirun's output; returns the line that best says why it failed, if it has.
-
-    That is mpirun's on a rank that was killed, else the first that a trainer ended with, else the last error.
-    """
+def _copy(process: subprocess.Popen[bytes]) -> Cause:
+    """Copies mpirun's output; returns why it failed, if it has."""
     assert process.stdout is not None
-    killed = told = error = last = ""
-    lines = Lines()
+    cause, lines = Cause(), Lines()
     for raw in process.stdout:
         for stream, line in lines.feed(raw.decode(errors="replace").rstrip("\n")):
-            if BOILERPLATE.match(line):
-                continue
-            print(line, flush=True)
-            last = line
-            if KILLED in line:
-                killed = line
-            elif TRAINER in line and FOLLOWER not in line:
-                told = told or line
-            elif stream == "err":
-                error = line
-    return killed or told or error or last
+            if not BOILERPLATE.match(line):
+                print(line, flush=True)
+                cause.read(stream, line)
+    return cause
 
 
 @contextlib.contextmanager

@@ -3,16 +3,17 @@ end, brings the results back, and deletes it."""
 
 import argparse
 import contextlib
+import dataclasses
 import logging
 import os
 import time
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from kubernetes.client.exceptions import ApiException
 
-from components.train import kube, workspace
+from components.train import kube
 from components.train.follow import Clock, State, dead_workers, launchers, look, verdict
 from components.train.kube import (
     EVENTS,
@@ -29,11 +30,14 @@ from components.train.launcher_log import LauncherLog
 from components.train.mpijob import SPEC_ANNOTATION, Run, Settings, job_name, render
 from components.train.mpirun import flags
 from components.train.termination import deleting_on_signals
+from components.train.workspace import OUTPUTS, ObjectStorage, Volume, place
 from recsys.step import Outputs, UserError
 
 log = logging.getLogger(__name__)
 JOB_LABEL = "training.kubeflow.org/job-name"
 TAIL_LINES, EVENT_LINES = "30", 10
+# Where a store is, which the workers of a job must know as well as this step; keys come from a Secret.
+STORE_VARIABLES = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "STORAGE_EMULATOR_HOST")
 Object = dict[str, Any]
 
 
@@ -51,8 +55,8 @@ def manifest(
     settings: Settings,
     pod: Object,
     namespace: str,
-) -> Object:
-    """The MPIJob of a step.
+) -> tuple[Object, Volume | ObjectStorage]:
+    """The MPIJob of a step, and where the two meet.
 
     Args:
         trainer: the trainer's flags and their values, as the step got them.
@@ -62,14 +66,13 @@ def manifest(
     workflow, run = kube.workflow_of(pod), kube.run_id(pod)
     folder = (arguments.executor_input.get("outputs") or {}).get("outputFile") or str(arguments.checkpoint)
     name = job_name(arguments.model, [workflow.get("uid", run), os.path.dirname(folder)])
-    shared = Path(arguments.workspace) / name
-    paths = {"dataset": shared / "dataset", **{output: shared / output for output in workspace.OUTPUTS}}
-    if arguments.resume and not Path(arguments.resume).is_relative_to(arguments.workspace):
-        paths["resume"] = shared / "resume"
-    given = {
-        output: {"artifacts": [{"name": output, "uri": str(paths[output])}]} for output in workspace.OUTPUTS
-    }
-    executor = {"outputs": {"outputFile": str(workspace.marker(shared)), "artifacts": given}}
+    shared = place(arguments, name)
+    given = {output: {"artifacts": [{"name": output, "uri": shared.flags[output]}]} for output in OUTPUTS}
+    executor = {"outputs": {"outputFile": shared.marker, "artifacts": given}}
+    if isinstance(shared, ObjectStorage):
+        known = {variable: os.environ.get(variable, "") for variable in STORE_VARIABLES}
+        known = {variable: value for variable, value in known.items() if value}
+        settings = replace(settings, env=known | settings.env)
     containers = {entry["name"]: entry["image"] for entry in pod.get("spec", {}).get("containers", ())}
     labels = {RUN_LABEL: run} if run else {}
     job = render(
@@ -80,16 +83,17 @@ def manifest(
             image=settings.image or containers.get("main", ""),
             workers=arguments.num_workers,
             gpus=arguments.gpus,
-            arguments=flags({**trainer, **paths, "executor_input": executor}),
-            claim=arguments.workspace_claim,
+            arguments=flags({**trainer, **shared.flags, "executor_input": executor}),
+            claim=shared.claim,
             workspace=arguments.workspace,
+            secret=arguments.storage_secret,
             labels=labels,
             owner=workflow,
         ),
     )
     if arguments.keep:
         job["metadata"]["labels"][KEEP_LABEL] = "true"
-    return job
+    return job, shared
 
 
 def train(
@@ -98,33 +102,24 @@ def train(
     """Trains on a cluster and fills the step's outputs.
 
     Raises:
-        UserError: the workspace is not there, or the cluster cannot or may not do it.
+        UserError: workspace or store cannot be used, or the cluster cannot or may not do it.
         JobFailedError: the job failed, was deleted, or took too long.
     """
-    mounted = Path(arguments.workspace)
-    if not mounted.is_dir():
-        raise UserError(
-            f"--workspace {mounted}: no such folder; {arguments.num_workers} workers need a volume claim "
-            "that all of them and this step mount (workspace_claim)"
-        )
     cluster = Cluster(arguments.kubeconfig, settings.api_seconds)
     pod = cluster.own_pod()
-    job = manifest(arguments, trainer, settings, pod, cluster.namespace)
+    job, shared = manifest(arguments, trainer, settings, pod, cluster.namespace)
     name = job["metadata"]["name"]
-    shared = mounted / name
     try:
-        workspace.share(Path(arguments.dataset), shared / "dataset")
-        if arguments.resume and not Path(arguments.resume).is_relative_to(mounted):
-            workspace.share(Path(arguments.resume), shared / "resume")
+        shared.fill()
         workflow = kube.workflow_of(pod).get("name", "")
         with deleting_on_signals(Cluster(arguments.kubeconfig), name, workflow):
             created = create_or_adopt(cluster, job, shared)
             state = follow(cluster, created, settings)
             try:
-                if state.phase == "succeeded" and not workspace.complete(shared, settings.results_seconds):
+                if state.phase == "succeeded" and not shared.complete(settings.results_seconds):
                     state = State("failed", f"it succeeded, but did not leave its results in {shared}")
                 if state.phase == "succeeded":
-                    workspace.take(shared, outputs)
+                    shared.take(outputs)
             finally:
                 if not arguments.keep:
                     cluster.delete(JOBS, name)
@@ -135,15 +130,15 @@ def train(
     except OSError as error:
         raise UserError(f"--workspace {shared}: {error.strerror or error}") from None
     if state.phase == "succeeded":
-        workspace.clear(shared)
+        shared.clear()
         return
-    partial = shared / "checkpoint.partial"
-    hint = f"; continue with resume={partial}" if (partial / "last.npz").is_file() else ""
-    workspace.clear(shared, keep=partial.name if hint else "")
+    saved = shared.state()
+    shared.clear(keep=saved)
+    hint = f"; continue with resume={saved}" if saved else ""
     raise JobFailedError(f"MPIJob {name}: {state.detail}{hint}", state.code)
 
 
-def create_or_adopt(cluster: Cluster, job: Object, shared: Path) -> Object:
+def create_or_adopt(cluster: Cluster, job: Object, shared: Volume | ObjectStorage) -> Object:
     """The job on the cluster: made now, or by an attempt before this one."""
     name, wanted = job["metadata"]["name"], job["metadata"]["annotations"][SPEC_ANNOTATION]
     while True:
@@ -151,7 +146,7 @@ def create_or_adopt(cluster: Cluster, job: Object, shared: Path) -> Object:
             found = cluster.get(JOBS, name)
         except Gone:
             with contextlib.suppress(Exists):
-                workspace.marker(shared).unlink(missing_ok=True)
+                shared.forget()
                 created = cluster.create(JOBS, job)
                 log.info("MPIJob %s created in namespace %s", name, cluster.namespace)
                 return created
@@ -162,7 +157,7 @@ def create_or_adopt(cluster: Cluster, job: Object, shared: Path) -> Object:
         elif metadata.get("annotations", {}).get(SPEC_ANNOTATION) != wanted:
             reason = "is of another specification"
         elif found.get("status", {}).get("completionTime") and not (
-            state.phase == "succeeded" and workspace.complete(shared)
+            state.phase == "succeeded" and shared.complete()
         ):
             reason = "has ended without results"
         else:
@@ -200,6 +195,8 @@ def follow(cluster: Cluster, job: Object, settings: Settings) -> State:
         output.close(15 if ended else 1)
     if state.phase == "failed":
         _explain(cluster, name, pods)
+        if told := output.cause.certain:
+            state = dataclasses.replace(state, detail=f"{told}; {state.detail}")
     return state
 
 
@@ -207,7 +204,7 @@ def _observe(cluster: Cluster, job: Object) -> tuple[State, list[Object]]:
     name = job["metadata"]["name"]
     found = cluster.get(JOBS, name)
     if found["metadata"]["uid"] != job["metadata"]["uid"]:
-        raise Gone(name)
+        raise JobFailedError(f"MPIJob {name}: it was deleted and made anew by someone else, whose it is now")
     accepted = found.get("status", {}).get("conditions")
     pods = cluster.list(PODS, labelSelector=f"{JOB_LABEL}={name}")
     return look(found, pods, () if accepted else _events(cluster, name)), pods

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from components.train.learning_curve import learning_curve
 from components.train.loop import Run
-from recsys import checkpoint, config, device, distributed, models
+from recsys import checkpoint, config, device, distributed, models, storage
 from recsys.checkpoint import Progress
 from recsys.engine import Engine, create_engine
 from recsys.feature_spec import FeatureSpec
@@ -22,6 +23,7 @@ from recsys.input_pipeline import steps_per_epoch
 from recsys.step import Outputs, UserError
 
 log = logging.getLogger(__name__)
+Begun = tuple[Progress, dict[str, np.ndarray]]
 # Hyperparameters that a resumed run may set anew; the others decide what the saved state means.
 MAY_CHANGE = (
     "epochs",
@@ -49,14 +51,17 @@ def train(arguments: argparse.Namespace, outputs: Outputs | None) -> None:
         log.info("%d workers: %s", len(hosts), ", ".join(hosts))
 
     # Where the run stands.
-    folder = outputs.folder("checkpoint", keep=True) if outputs else arguments.checkpoint
+    folder = outputs.folder("checkpoint", keep=True) if outputs else Path(arguments.checkpoint)
+    address = arguments.checkpoint if isinstance(arguments.checkpoint, str) else ""
+    progress, state = _new()
     with distributed.agreed():
-        progress, state = start(arguments.resume, folder, identity) if outputs else (Progress(), {})
+        if outputs:
+            progress, state = start(arguments.resume, address or str(folder), folder, identity)
     progress = distributed.broadcast(progress)
     checkpoint.assign(engine, state)
 
     # Epochs.
-    run = Run(model, engine, progress, folder, identity, arguments.seed)
+    run = Run(model, engine, progress, folder, identity, arguments.seed, address)
     with run.stop_on_signals():
         while progress.epoch < model.config.epochs and not run.reached_target():
             run.epoch()
@@ -110,16 +115,54 @@ def prepare(arguments: argparse.Namespace) -> tuple[models.Recommender, Engine, 
     return model, engine, {**identity, "hyperparameters": settings}
 
 
-def start(resume: str, folder: Path, identity: dict[str, Any]) -> tuple[Progress, dict[str, np.ndarray]]:
-    """Reads the state to resume, or clears the folder for a new run."""
+def start(resume: str, own: str, folder: Path, identity: dict[str, Any]) -> Begun:
+    """Where the run stands: at the state to resume, or at the beginning, with a cleared folder.
+
+    Args:
+        resume: the checkpoint to continue; empty for none.
+        own: where this run itself saves. With ``RECSYS_RESUME_OWN=1`` an earlier attempt's state there is
+            resumed: the operator starts the launcher of a failed MPIJob again.
+    """
+    if not resume and os.environ.get("RECSYS_RESUME_OWN") == "1" and _holds_state(own):
+        try:
+            return _resumed(own, folder, identity)
+        except UserError as error:
+            log.warning("the state of an earlier run is not resumed: %s", error)
     if resume:
-        progress, state = checkpoint.read_last(Path(resume), identity)
-        checkpoint.copy_best(Path(resume), folder)
-        log.info("resumed after epoch %d, step %d", progress.epoch, progress.step)
-        return progress, state
+        return _resumed(resume, folder, identity)
     (folder / checkpoint.LAST).unlink(missing_ok=True)
     (folder / checkpoint.MODEL).unlink(missing_ok=True)
+    return _new()
+
+
+def _new() -> Begun:
     return Progress(), {}
+
+
+def _holds_state(address: str) -> bool:
+    if storage.is_remote(address):
+        return checkpoint.LAST in map(storage.file_name, storage.list_folder(f"{address.rstrip('/')}/"))
+    return (Path(address) / checkpoint.LAST).is_file()
+
+
+def _resumed(resume: str, folder: Path, identity: dict[str, Any]) -> Begun:
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        source = _fetched(resume, Path(scratch)) if storage.is_remote(resume) else Path(resume)
+        try:
+            progress, state = checkpoint.read_last(source, identity)
+        except UserError as error:
+            raise UserError(str(error).replace(str(source), resume)) from None
+        checkpoint.copy_best(source, folder)
+    log.info("resumed after epoch %d, step %d", progress.epoch, progress.step)
+    return progress, state
+
+
+def _fetched(address: str, folder: Path) -> Path:
+    """What resuming needs of a checkpoint in a store."""
+    for object_ in storage.list_folder(f"{address.rstrip('/')}/"):
+        if storage.file_name(object_) in (checkpoint.LAST, checkpoint.MODEL):
+            storage.fetch(object_, folder / storage.file_name(object_))
+    return folder
 
 
 def summarize(model: models.Recommender, progress: Progress) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def fetch(name: str, source: str, options: Options, seed: int, folder: Path, dow
     """Puts the spec and the files that it names into ``folder``; absolute URIs stay where they are.
 
     Args:
-        source: the YAML file, or the folder of a ``feature_spec.yaml`` (``gs://`` folders end with a slash).
+        source: the YAML file, or the folder of a ``feature_spec.yaml`` (those of a store end with a slash).
         seed: not used.
         folder: where the files go.
         downloads: where downloads live until the step has succeeded.

@@ -3,19 +3,15 @@
 F. M. Harper and J. A. Konstan, The MovieLens Datasets: History and Context, ACM TiiS 5(4), 2015.
 """
 
-import contextlib
 import logging
-import shutil
-import stat
-import zipfile
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from recsys import storage, transfer
+from recsys import archives, storage
 from recsys.raw_data import RawRatings
 from recsys.step import UserError
+from recsys.transfer import shown
 
 log = logging.getLogger(__name__)
 
@@ -83,14 +79,14 @@ def fetch(name: str, source: str, options: Options, seed: int, folder: Path, dow
     if not source and expected is None:
         raise UserError(f"{address}.md5: missing, so the archive cannot be verified; give a copy as --source")
     archive = storage.obtain(address, downloads)
+    address = shown(address)
     md5 = storage.digest(archive, "md5")
     if expected and md5 != expected:
         if downloads in archive.parents:
             archive.unlink()  # else a rerun would resume a file that is wrong
         raise UserError(f"{address}: MD5 is {md5}, expected {expected}: damaged or changed; get it again")
     log.info("%s: MD5 %s %s", address, md5, "verified" if expected else "(nothing to compare it with)")
-    with _archive_errors(address):
-        _extract(archive, address, name, folder)
+    _extract(archive, address, name, folder)
     _check_first_line(folder / release.ratings, f"{address}: {release.ratings}", name)
     return RawRatings(
         dataset=name,
@@ -118,50 +114,23 @@ def _licence(name: str) -> str:
 def _extract(archive: Path, address: str, name: str, folder: Path) -> None:
     """Takes the ratings file and the README, wherever they lie in the archive, and nothing else."""
     wanted = RELEASES[name].ratings
-    with zipfile.ZipFile(archive) as opened:
-        entries = [entry for entry in opened.infolist() if not entry.is_dir()]
-        for entry in entries:
-            path = PurePosixPath(entry.filename.replace("\\", "/"))
-            if path.is_absolute() or ".." in path.parts or stat.S_ISLNK(entry.external_attr >> 16):
-                raise UserError(
-                    f"{address}: entry {entry.filename!r} points outside the archive; not a GroupLens archive"
-                )
-        depth = {entry: entry.filename.count("/") for entry in entries}
-        ratings = [entry for entry in entries if PurePosixPath(entry.filename).name == wanted]
-        if not ratings:
-            raise UserError(f"{address}: holds no {wanted}, the ratings file of {name}{_instead(entries)}")
-        chosen = {wanted: min(ratings, key=depth.__getitem__)}
-        readme = [entry for entry in entries if PurePosixPath(entry.filename).stem == "README"]
-        if readme:
-            first = min(readme, key=depth.__getitem__)
-            chosen[PurePosixPath(first.filename).name] = first
-        size = sum(entry.file_size for entry in chosen.values())
-        transfer.require_space(folder, size, f"extracting {address}")
-        for target, entry in chosen.items():
-            with opened.open(entry) as source, open(folder / target, "wb") as sink:
-                shutil.copyfileobj(source, sink, 1 << 20)
+    with archives.members(archive, address) as members:
+        files: dict[str, archives.Member] = {}
+        for path in sorted(members, key=lambda path: path.count("/")):
+            files.setdefault(PurePosixPath(path).name, members[path])
+        if wanted not in files:
+            raise UserError(f"{address}: holds no {wanted}, the ratings file of {name}{_instead(files)}")
+        for file, member in files.items():
+            if file == wanted or PurePosixPath(file).stem == "README":
+                member.write(folder / file, address)
 
 
-def _instead(entries: list[zipfile.ZipInfo]) -> str:
+def _instead(files: Iterable[str]) -> str:
     """Which releases' ratings files the archive does hold, to tell a mix-up from a foreign archive."""
-    names = {PurePosixPath(entry.filename).name for entry in entries}
-    others = [name for name, release in RELEASES.items() if release.ratings in names]
+    others = [name for name, release in RELEASES.items() if release.ratings in files]
     if others:
         return f"; it looks like {' or '.join(others)}: set --dataset to that"
-    return f"; it holds {', '.join(sorted(names)[:5]) or 'nothing'}"
-
-
-@contextlib.contextmanager
-def _archive_errors(address: str) -> Iterator[None]:
-    """Says in one line what ``zipfile`` says in many ways."""
-    try:
-        yield
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise UserError(
-            f"{address}: not a whole zip archive ({transfer.one_line(error)}); get it again"
-        ) from None
-    except (RuntimeError, NotImplementedError) as error:  # encrypted; unknown compression
-        raise UserError(f"{address}: cannot be unpacked: {transfer.one_line(error)}") from None
+    return f"; it holds {', '.join(sorted(files)[:5]) or 'nothing'}"
 
 
 def _check_first_line(path: Path, where: str, name: str) -> None:

@@ -4,26 +4,20 @@ Seven of its files are needed, and none may be passed on: the user brings them, 
 account that has accepted the competition's rules.
 """
 
-import contextlib
 import gzip
 import json
 import os
-import shutil
-import stat
-import tarfile
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import NamedTuple
 
-from recsys import storage, transfer
+from recsys import archives, storage
 from recsys.http_storage import AccessError
 from recsys.outbrain_tables import COLUMNS
 from recsys.raw_data import RawOutbrain
 from recsys.step import UserError
+from recsys.transfer import shown
 
 NAMES = ("outbrain",)
 COMPETITION = "https://www.kaggle.com/c/outbrain-click-prediction"
@@ -56,7 +50,7 @@ def fetch(name: str, source: str, options: Options, seed: int, folder: Path, dow
     """Puts the seven files into ``folder`` as ``NAME.csv``.
 
     Args:
-        source: a folder (``gs://`` ones end with a slash) or a zip or tar archive of the files, which may be
+        source: a folder (of an object store with a slash at the end) or a zip or tar archive of the files, which may be
             compressed one by one; empty for Kaggle.
         seed: not used.
         folder: where the files go.
@@ -69,7 +63,7 @@ def fetch(name: str, source: str, options: Options, seed: int, folder: Path, dow
     addresses = _from_kaggle(downloads, token) if token else _addresses(source, downloads)
     for table, address in _choose(addresses, source or COMPETITION).items():
         path = _kaggle_file(address, downloads, token) if token else storage.obtain(address, downloads)
-        target = folder / f"{table}.csv"
+        address, target = shown(address), folder / f"{table}.csv"
         _place(path, target, address)
         _check_header(target, table, address)
         checksums[target.name] = storage.digest(target, "sha256")
@@ -80,7 +74,7 @@ def fetch(name: str, source: str, options: Options, seed: int, folder: Path, dow
         files=tuple(checksums),
         tables={table: f"{table}.csv" for table in COLUMNS},
         source={
-            "address": source or f"{COMPETITION}/data",
+            "address": shown(source) or f"{COMPETITION}/data",
             "sha256": checksums,
             "licence": LICENCE,
             "citation": f"Outbrain Click Prediction. Kaggle, 2016. {COMPETITION}",
@@ -135,14 +129,15 @@ def _addresses(source: str, downloads: Path) -> list[str]:
     path = storage.local_path(source)
     if path is not None and not path.exists():
         raise UserError(f"--source {source}: no such file or folder")
-    if path.is_dir() if path is not None else source.startswith("gs://") and source.endswith("/"):
+    if path.is_dir() if path is not None else source.endswith("/") and not source.startswith("http"):
         return storage.list_folder(source)
     unpacked = downloads / UNPACKED
     unpacked.mkdir(parents=True, exist_ok=True)
-    with _opened(storage.obtain(source, downloads), source) as members:
-        for file in filter(_table, members):
-            members[file].write(unpacked / file, source)
-        return [str(unpacked / file) for file in members]
+    with archives.members(storage.obtain(source, downloads), shown(source)) as members:
+        files = {storage.file_name(name): member for name, member in members.items()}
+        for file in filter(_table, files):
+            files[file].write(unpacked / file, source)
+        return [str(unpacked / file) for file in files]
 
 
 def _table(address: str) -> str | None:
@@ -172,7 +167,7 @@ def _place(path: Path, target: Path, address: str) -> None:
     with open(path, "rb") as stream:
         start = stream.read(4)
     if start == b"PK\x03\x04":
-        with _opened(path, address) as members:
+        with archives.members(path, address) as members:
             tables = [member for file, member in members.items() if _table(file) == target.stem]
             if not tables:
                 raise UserError(f"{address}: holds {', '.join(members)}, not {target.name}")
@@ -180,59 +175,8 @@ def _place(path: Path, target: Path, address: str) -> None:
     else:
         # A copy, not a link: an edit of the user's file must not change what was checksummed.
         opener = gzip.open if start[:2] == b"\x1f\x8b" else open
-        with _archive_errors(address):
-            Member(path.stat().st_size, partial(opener, path, "rb")).write(target, address)
-
-
-class Member(NamedTuple):
-    """A file in an archive."""
-
-    size: int
-    opened: Callable[[], Any]
-
-    def write(self, target: Path, address: str) -> None:
-        transfer.require_space(target.parent, self.size, f"unpacking {address}")
-        with self.opened() as stream, open(target, "wb") as sink:
-            shutil.copyfileobj(stream, sink, 1 << 20)
-
-
-@contextlib.contextmanager
-def _opened(path: Path, address: str) -> Iterator[dict[str, Member]]:
-    """The files in a zip or tar archive by their last name, in the order of the archive.
-
-    Raises:
-        UserError: no archive, damaged, or it holds a link or a path that leads out of it.
-    """
-    entries: list[tuple[str, bool, Member]] = []
-    with _archive_errors(address), contextlib.ExitStack() as stack:
-        if zipfile.is_zipfile(path):
-            zipped = stack.enter_context(zipfile.ZipFile(path))
-            for entry in zipped.infolist():
-                regular = entry.is_dir() or not stat.S_ISLNK(entry.external_attr >> 16)
-                member = Member(entry.file_size, partial(zipped.open, entry))
-                entries.append((entry.filename.replace("\\", "/"), regular, member))
-        elif tarfile.is_tarfile(path):
-            tarred = stack.enter_context(tarfile.open(path))
-            for info in tarred:
-                member = Member(info.size, partial(tarred.extractfile, info))
-                entries.append((info.name + "/" * info.isdir(), info.isreg() or info.isdir(), member))
-        else:
-            raise UserError(f"{address}: neither a folder nor a whole zip or tar archive")
-        for name, regular, _ in entries:
-            if not regular or name.startswith("/") or ".." in PurePosixPath(name).parts:
-                raise UserError(f"{address}: entry {name!r} is a link or points outside the archive")
-        yield {PurePosixPath(name).name: member for name, _, member in entries if not name.endswith("/")}
-
-
-@contextlib.contextmanager
-def _archive_errors(address: str) -> Iterator[None]:
-    """Says in one line what the libraries say in many ways."""
-    try:
-        yield
-    except (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise UserError(f"{address}: damaged ({transfer.one_line(error)}); get it again") from None
-    except (RuntimeError, NotImplementedError) as error:  # encrypted; unknown compression
-        raise UserError(f"{address}: cannot be unpacked: {transfer.one_line(error)}") from None
+        with archives.errors(address):
+            archives.Member(path.stat().st_size, partial(opener, path, "rb")).write(target, address)
 
 
 def _check_header(path: Path, table: str, address: str) -> None:

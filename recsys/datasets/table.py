@@ -81,7 +81,7 @@ def fetch(name: str, source: str, options: Options, seed: int, folder: Path, dow
     """Puts the user's files into ``folder``.
 
     Args:
-        source: one file, or a folder of files with the same columns (``gs://`` folders end with a slash).
+        source: one file, or a folder of files with the same columns (those of a store end with a slash).
         seed: not used.
         folder: where the files go.
         downloads: where downloads live until the step has succeeded.

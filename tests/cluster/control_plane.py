@@ -111,10 +111,13 @@ class ControlPlane:
             self.kubelet.stop()
 
     def start_apiserver(self) -> None:
-        """Same port, same data. Controllers that did not outlive its absence are started again."""
+        """Same port, same data. Controllers start anew: after an outage they may pause for a minute."""
+        back = not self.apiserver.running()
         wanted = [process for process in (self.controllers, self.operator) if process.process]
         self.apiserver.start()
         wait("answer of the API server", self._ready, 120, self.apiserver, self.etcd)
+        for process in wanted if back else ():
+            process.stop()
         if self.controllers in wanted:
             self.controllers.start()
         if self.operator in wanted:

@@ -18,8 +18,10 @@ import yaml
 from kubernetes import client
 
 from components.train import workspace
+from recsys import storage
 from tests.cluster.harness import GROUP
 from tests.cluster.processes import wait
+from tests.stores import servers
 
 ROOT = Path(__file__).resolve().parents[2]
 ROLE = next(
@@ -207,6 +209,56 @@ def test_success_brings_log_results_and_metadata_and_leaves_nothing(cluster, ste
     assert list(step.workspace.iterdir()) == []
 
 
+STORED = """
+source_spec: {{train: [{{type: parquet, features: [user], files: ["{0}/1/train.parquet"]}}]}}
+metadata: {{dataset_store: {{spec: "{0}/feature_spec.yaml", address: "{0}/1", files: {{}}}}}}
+"""
+
+
+def test_with_dataset_and_artifacts_in_a_store_no_volume_is_needed(cluster, step, monkeypatch):
+    if not servers.built():
+        pytest.skip("no object store to test with: `make setup-stores` builds one, with Go")
+    store = servers.start_google(step.folder / "store")
+    try:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", store.address)
+        in_a_store(cluster, step, f"gs://{servers.BUCKET}")
+    finally:
+        store.stop()
+
+
+def in_a_store(cluster, step, bucket):
+    (step.folder / "dataset/feature_spec.yaml").write_text(STORED.format(f"{bucket}/data"))
+    step.workspace.rmdir()
+    root = f"{bucket}/artifacts"
+    artifacts = {name: {"artifacts": [{"name": name, "uri": f"{root}/{name}"}]} for name in workspace.OUTPUTS}
+    marker = step.folder / "out/executor_output.json"
+    given = {"outputs": {"outputFile": str(marker), "artifacts": artifacts}}
+    storage.write(f"{root}/executor_output.json", json.dumps({"artifacts": artifacts}).encode())  # of before
+    flags = ["--executor_input", json.dumps(given)]
+
+    attempt = step.start(*flags)
+    launcher = step.train(step.job())
+    assert "workspace" not in json.dumps(cluster.mpijob(step.job())["spec"])
+    assert json.loads(storage.read_if_present(f"{root}/executor_output.json")) == {}
+    storage.write(f"{root}/checkpoint/last.npz", b"state")
+    cluster.play_pod(launcher, "Failed", exit_code=2)
+    failed(attempt, 2, f"continue with resume={root}/checkpoint")
+    wait("end of the job", lambda: not step.jobs())
+
+    attempt = step.start(*flags)
+    launcher = step.train(step.job())
+    for name in ("history", "learning_curve"):
+        storage.write(f"{root}/{name}", name.encode())
+    for artifact in artifacts.values():
+        artifact["artifacts"][0]["metadata"] = {"hr@10": 0.5}
+    storage.write(f"{root}/executor_output.json", json.dumps({"artifacts": artifacts}).encode())
+    cluster.play_pod(launcher, "Succeeded")
+    assert attempt.end() == 0, attempt.output
+    assert sorted(path.name for path in marker.parent.iterdir()) == [marker.name, "history", "learning_curve"]
+    assert (marker.parent / "history").read_text() == "history"
+    assert json.loads(marker.read_text())["artifacts"] == artifacts
+
+
 def test_a_launcher_that_fails_once_is_started_again(cluster, step):
     attempt = step.start()
     name = step.job()
@@ -349,6 +401,23 @@ def test_a_job_that_somebody_deletes_fails_the_step(cluster, step):
     attempt.saw("2 workers train")
     cluster.custom.delete_namespaced_custom_object(**GROUP, namespace=step.namespace, name=name)
     failed(attempt, 1, "deleted by someone else")
+
+
+def test_a_job_that_somebody_makes_anew_is_not_taken_for_the_steps_own(cluster, step):
+    attempt = step.start()
+    name = step.job()
+    step.train(name)
+    attempt.saw("2 workers train")
+    job = cluster.mpijob(name)
+    attempt.process.send_signal(signal.SIGSTOP)  # so that it never looks while there is none
+    cluster.custom.delete_namespaced_custom_object(**GROUP, namespace=step.namespace, name=name)
+    wait("end of the job", lambda: not step.jobs())
+    metadata = {key: job["metadata"][key] for key in ("name", "labels", "annotations")}
+    cluster.create_mpijob({**job, "metadata": metadata, "status": {}})
+    attempt.process.send_signal(signal.SIGCONT)
+    failed(attempt, 1, "made anew by someone else")
+    assert step.job() == name, "that one is not this step's to delete"
+    assert (step.workspace / name).exists(), "nor is its folder"
 
 
 def test_the_api_server_may_go_and_come_back(cluster, step):

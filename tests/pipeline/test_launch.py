@@ -1,5 +1,6 @@
 """The launch step: what it decides of a job's objects, what it starts, and mpirun on this machine."""
 
+import argparse
 import copy
 import json
 import os
@@ -399,6 +400,13 @@ def test_cleanup_outside_a_cluster_does_nothing_and_succeeds(monkeypatch, tmp_pa
 # The workspace
 
 
+def volume(mounted, **given):
+    """The folder of job ``job`` on a volume."""
+    arguments = {"dataset": mounted / "data", "resume": "", "workspace_claim": "c", "num_workers": 2}
+    arguments |= {"workspace": str(mounted), "executor_input": {}, **given}
+    return workspace.place(argparse.Namespace(**arguments), "job")
+
+
 def results(shared):
     (shared / "checkpoint").mkdir(parents=True)
     (shared / "checkpoint/model.keras").write_text("weights")
@@ -424,24 +432,100 @@ def test_a_dataset_is_shared_whole_and_once(tmp_path):
 
 
 def test_results_come_back_with_their_metadata(tmp_path):
-    shared = tmp_path / "shared/job"
-    results(shared)
-    assert workspace.complete(shared)
+    shared = volume(tmp_path)
+    results(tmp_path / "job")
+    assert shared.complete()
     outputs = Outputs({name: tmp_path / "out" / name for name in workspace.OUTPUTS})
-    workspace.take(shared, outputs)
+    shared.take(outputs)
     outputs.publish()
     assert (tmp_path / "out/checkpoint/model.keras").read_text() == "weights"
     assert outputs._metadata["history"] == {"hr@10": 0.5}
-    workspace.clear(shared)
-    assert not shared.exists()
+    shared.clear()
+    assert not (tmp_path / "job").exists()
 
 
 @pytest.mark.parametrize("missing", ["executor_output.json", "history", "checkpoint"])
 def test_results_are_complete_or_not_there(tmp_path, missing):
-    results(tmp_path)
-    path = tmp_path / missing
+    results(tmp_path / "job")
+    path = tmp_path / "job" / missing
     shutil.rmtree(path) if path.is_dir() else path.unlink()
-    assert not workspace.complete(tmp_path, patience=0.05)
+    assert not volume(tmp_path).complete(patience=0.05)
+
+
+# Object storage
+
+
+STORED = """
+source_spec:
+  train: [{type: parquet, features: [user], files: [s3://data/k/1/train.parquet]}]
+metadata:
+  dataset_store: {spec: s3://data/k/feature_spec.yaml, address: s3://data/k/1, files: {}}
+"""
+
+
+def artifacts(root):
+    """What Kubeflow tells a step of its outputs."""
+    given = {name: {"artifacts": [{"name": name, "uri": f"{root}/{name}"}]} for name in workspace.OUTPUTS}
+    return {"outputs": {"outputFile": "/tmp/kfp/outputs/output_metadata.json", "artifacts": given}}
+
+
+def dry_run(tmp_path, capfd, *flags, stored=STORED, root="minio://mlpipeline/run/7"):
+    (tmp_path / "feature_spec.yaml").write_text(stored)
+    arguments = [*FLAGS[2:], "--dataset", str(tmp_path), "--num_workers", "2", "--dry_run", *flags]
+    code = launch.main([*arguments, "--executor_input", json.dumps(artifacts(root))])
+    captured = capfd.readouterr()
+    if code:
+        return code, captured.err
+    job = yaml.safe_load(captured.out)
+    pods = [replica["template"]["spec"] for replica in job["spec"]["mpiReplicaSpecs"].values()]
+    words = pods[0]["containers"][0]["args"]
+    return pods, launch.trainer.STEP.parser.parse_args(words[words.index("components.train.main") + 1 :])
+
+
+def test_a_dataset_and_artifacts_in_stores_need_no_volume(tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://store:9000")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-secret")
+    settings = '{"service_account": "reader"}'
+    flags = ["--storage_secret", "mine", "--resume", "gs://old/checkpoint", "--cluster", settings]
+    pods, parsed = dry_run(tmp_path, capfd, *flags)
+    assert "workspace" not in json.dumps(pods)
+    assert "planted-secret" not in json.dumps(pods)
+    assert parsed.dataset == "s3://data/k/feature_spec.yaml"
+    assert parsed.checkpoint == "minio://mlpipeline/run/7/checkpoint"
+    assert parsed.resume == "gs://old/checkpoint"
+    given = parsed.executor_input["outputs"]
+    assert given["outputFile"] == "minio://mlpipeline/run/7/executor_output.json"
+    launcher_env = {entry["name"]: entry for entry in pods[0]["containers"][0]["env"]}
+    assert launcher_env["AWS_ENDPOINT_URL"]["value"] == "http://store:9000"
+    secret = launcher_env["AWS_SECRET_ACCESS_KEY"]["valueFrom"]["secretKeyRef"]
+    assert secret == {"name": "mine", "key": "secretkey", "optional": True}
+    words = pods[0]["containers"][0]["args"]
+    exported = {name for flag, name in zip(words, words[1:], strict=False) if flag == "-x"}
+    assert {"AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"} <= exported
+    assert {pod["serviceAccountName"] for pod in pods} == {"reader"}
+
+
+@pytest.mark.parametrize(
+    ("stored", "root"),
+    [
+        (STORED.replace("s3://data/k/feature_spec.yaml", "file:///data/feature_spec.yaml"), "s3://b/r"),
+        (STORED.replace("[s3://data/k/1/train.parquet]", "[train.parquet]"), "s3://b/r"),
+        ("source_spec: {}", "s3://b/r"),
+        ("- no spec", "s3://b/r"),
+        (STORED, "/tmp/outputs"),
+    ],
+    ids=["local store", "metadata of another dataset", "no store", "no spec at all", "local artifacts"],
+)
+def test_what_is_not_all_in_stores_goes_over_the_volume(tmp_path, capfd, stored, root):
+    pods, parsed = dry_run(tmp_path, capfd, stored=stored, root=root)
+    assert parsed.dataset.is_relative_to("/workspace")
+    assert all("workspace" in [volume["name"] for volume in pod["volumes"]] for pod in pods)
+
+
+def test_workers_without_a_volume_cannot_resume_from_a_path(tmp_path, capfd):
+    code, error = dry_run(tmp_path, capfd, "--resume", "/old/checkpoint")
+    assert code == 2
+    assert "the workers share no volume; give the URI of a checkpoint" in error
 
 
 # mpirun

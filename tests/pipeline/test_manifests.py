@@ -94,7 +94,7 @@ def worker(job: dict) -> dict:
 
 
 def environment(job: dict) -> dict[str, str]:
-    return {entry["name"]: entry["value"] for entry in launcher(job)["env"]}
+    return {entry["name"]: entry.get("value", "") for entry in launcher(job)["env"]}
 
 
 def test_the_schema_is_the_operators_and_finds_a_wrong_field():

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from components.download.main import main
-from recsys import google_storage, storage, transfer
+from recsys import google_storage, object_storage, storage, transfer
 from recsys.datasets import outbrain, outbrain_synthetic
 from recsys.outbrain_tables import COLUMNS
 from recsys.raw_data import RawData, RawOutbrain
@@ -326,7 +326,8 @@ def test_plain_file_is_preferred_to_a_compressed_one(tmp_path, folder):
 def test_google_cloud_storage_prefix(tmp_path, folder, monkeypatch):
     files = {f"gs://bucket/orig/{name}": content for name, content in as_kaggle(folder).items()}
     monkeypatch.setattr(google_storage, "list_folder", lambda address: sorted(files))
-    monkeypatch.setattr(google_storage, "fetch", lambda part: part.data.write_bytes(files[part.address]))
+    fetch = lambda store, address, path, *_: path.write_bytes(files[address])  # noqa: E731
+    monkeypatch.setattr(object_storage, "fetch", fetch)
     assert run(tmp_path, "gs://bucket/orig/") == 0
     assert (tmp_path / "out" / "raw" / "events.csv").read_bytes() == plain(folder)["events.csv"]
 
@@ -352,7 +353,7 @@ def test_all_missing_files_are_in_one_line(tmp_path, capsys, folder):
         ("events.csv", b"", "events.csv: no column display_id, uuid"),
         ("promoted_content.csv", b"ad_id,document_id,campaign_id,advertiser_id\n", "a header and no rows"),
         ("events.csv", zipped({"clicks_train.csv": b"1"}), "holds clicks_train.csv, not events.csv"),
-        ("events.csv", zipped({"events.csv": b"1" * 99})[:60], "neither a folder nor a whole zip"),
+        ("events.csv", zipped({"events.csv": b"1" * 99})[:60], "not a whole zip"),
         ("events.csv", gzip.compress(b"display_id" * 99)[:30], "events.csv: damaged ("),
         ("events.csv", b"\x1f\x8bxxxxxxxxx", "events.csv: damaged ("),
     ],
@@ -394,7 +395,7 @@ def test_unsafe_archive_is_refused(tmp_path, capsys, make, name):
 
 def test_other_wrong_sources_are_one_line(tmp_path, capsys, folder):
     assert "no such file or folder" in refused(capsys, tmp_path, tmp_path / "none")
-    assert "neither a folder nor" in refused(capsys, tmp_path, folder / "events.csv")
+    assert "not a whole zip or tar archive" in refused(capsys, tmp_path, folder / "events.csv")
     assert "unknown key 'displays'" in refused(capsys, tmp_path, folder, displays=3)
 
 

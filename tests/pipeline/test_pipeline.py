@@ -148,7 +148,7 @@ def test_compiled_arguments_are_parsed_by_the_steps_own_parser(step):
 
 def test_pure_steps_are_cached_and_measurements_are_not():
     cached = {name for name, task in TASKS.items() if task["cachingOptions"].get("enableCache")}
-    assert cached == {"download", "preprocess", "train", "train-2", "evaluate"}
+    assert cached == {"download", "preprocess", "train", "train-2", "train-3", "evaluate"}
 
 
 def test_gate_waits_for_every_report():
@@ -168,12 +168,36 @@ def test_a_group_has_every_parameter_that_its_tasks_take_from_it(group):
                 assert value["componentInputArtifact"] in inputs["artifacts"], name
 
 
-def test_several_workers_get_the_claim_and_their_launcher_no_gpu():
-    executors = PLATFORM["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
-    assert list(executors) == ["exec-train-2"]
-    [mount] = executors["exec-train-2"]["pvcMount"]
+ON_KUBERNETES = PLATFORM["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+
+
+def test_several_workers_without_a_store_get_the_claim_and_their_launcher_no_gpu():
+    assert [name for name, executor in ON_KUBERNETES.items() if "pvcMount" in executor] == ["exec-train-3"]
+    [mount] = ON_KUBERNETES["exec-train-3"]["pvcMount"]
     assert mount["mountPath"] == "/workspace"
     assert mount["componentInputParameter"] == "pipelinechannel--workspace_claim"
+    [branch] = [c for name, c in GROUPS.items() if "train-3" in c["dag"]["tasks"]]
+    [conditions] = [c for c in GROUPS.values() if len(c["dag"]["tasks"]) == 3 and branch is not c]
+    told = [task["triggerPolicy"]["condition"] for task in conditions["dag"]["tasks"].values()]
+    assert "dataset_store'] != ''" in told[1]
+    assert "!(" in told[2]
+    assert "dataset_store'] != ''" in told[2]
+
+
+def test_every_step_that_may_use_a_store_gets_the_keys_where_the_secret_exists():
+    steps = {name.removeprefix("exec-") for name in ON_KUBERNETES}
+    assert steps == {"download", "preprocess", "train", "train-2", "train-3", "evaluate", "benchmark"}
+    for executor in ON_KUBERNETES.values():
+        [secret] = executor["secretAsEnv"]
+        assert secret["optional"]
+        assert secret["secretNameParameter"] == {"componentInputParameter": "pipelinechannel--storage_secret"}
+        variables = {entry["secretKey"]: entry["envVar"] for entry in secret["keyToEnv"]}
+        assert variables["accesskey"] == "AWS_ACCESS_KEY_ID"
+        assert variables["secretkey"] == "AWS_SECRET_ACCESS_KEY"
+    for name, group in GROUPS.items():  # the driver looks the name up in the group that the step is in
+        if steps & set(group["dag"]["tasks"]):
+            parameters_of = group["inputDefinitions"]["parameters"]
+            assert "pipelinechannel--storage_secret" in parameters_of, name
 
 
 def test_cleanup_runs_whatever_became_of_the_rest():

@@ -1,5 +1,6 @@
 """The README's commands and paths are real: targets, runs, parameters and files exist."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import embedding_parallel
 from pipelines import parameters
 from pipelines.pipeline import COMPILED
 
@@ -47,3 +49,8 @@ def test_every_run_of_the_results_table_and_every_file_of_the_tree_exists():
     present = {"feature_spec.yaml"} | {part for file in files.splitlines() for part in Path(file).parts}
     assert len(names) > 20
     assert not [name for name in names if name.rstrip("/") not in present]
+
+
+def test_the_page_on_embedding_parallel_is_that_of_its_figures():
+    page = embedding_parallel.page(json.loads(embedding_parallel.FIGURES.read_text()))
+    assert embedding_parallel.PAGE.read_text() == page, "run python -m benchmarks.embedding_parallel --page"

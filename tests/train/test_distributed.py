@@ -35,7 +35,7 @@ pytestmark = [
 
 
 def mpirun(ranks: int) -> list[str]:
-    options = "--oversubscribe --bind-to none --mca btl_vader_single_copy_mechanism none"
+    options = "--oversubscribe --bind-to none --mca mpi_yield_when_idle 1"
     return ["mpirun", "-np", str(ranks), *options.split()]
 
 
@@ -236,6 +236,15 @@ def test_a_rank_that_waits_for_one_that_hangs_gives_up_after_a_signal(ncf_datase
     _, errors = process.communicate(timeout=ANSWER_SECONDS)
     assert process.returncode == 128 + signal.SIGTERM
     assert "as if a worker were gone; continue with --resume" in errors
+
+
+def test_a_rank_that_hangs_ends_the_run(ncf_dataset, tmp_path, monkeypatch):
+    monkeypatch.setenv(distributed.STALL_VARIABLE, "45")  # which a compilation on a busy machine stays below
+    process = start(tmp_path, 2, "ncf", ncf_dataset)
+    os.kill(ranks_of(process)[0], signal.SIGSTOP)
+    _, errors = process.communicate(timeout=45 + ANSWER_SECONDS)
+    assert process.returncode == 1
+    assert "rank 1: no answer of another worker for 45 s" in errors
 
 
 @pytest.mark.parametrize("ranks", [2, 4])

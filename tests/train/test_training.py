@@ -130,7 +130,11 @@ def test_a_killed_run_resumes_to_the_same_weights_and_metrics(model, settings, t
     killed.kill()
     killed.wait()
     assert not (folder / "checkpoint").exists()
-    done = run("train", folder, **flags, resume=partial)
+    # As asked for, or as the launcher of an MPIJob that is started again.
+    again = (
+        {"resume": partial} if model == "ncf" else {"resume": "", "environment": {"RECSYS_RESUME_OWN": "1"}}
+    )
+    done = run("train", folder, **flags, **again)
     assert done.returncode == 0, done.stderr
     assert "resumed after" in done.stdout
     expected = weights(tmp_path / "unbroken" / "checkpoint")
