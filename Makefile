@@ -82,9 +82,18 @@ setup-argo: .venv/argo/.ready ## build Argo's linter, which needs Go 1.26
 	@$(UV) pip install --quiet --python .venv/$*/bin/python -r tests/requirements/$*.txt
 	@touch $@
 
-lock: $(UV) ## pin images/*/requirements.txt anew from their requirements.in
-	@for image in $(IMAGES); do $(UV) pip compile --quiet --generate-hashes --no-header --no-annotate \
-		--python-version 3.11 images/$$image/requirements.in -o images/$$image/requirements.txt || exit 1; done
+# The GPU flavours: TensorFlow with CUDA at the same versions; preprocess without what RAPIDS brings, on its Python.
+LOCK = $(UV) pip compile --quiet --generate-hashes --no-header --no-annotate
+RAPIDS := images/preprocess/rapids.txt
+lock: $(UV) ## pin images/*/requirements*.txt anew from their requirements.in
+	@for image in $(IMAGES); do $(LOCK) --python-version 3.11 \
+		images/$$image/requirements.in -o images/$$image/requirements.txt || exit 1; done
+	@sed 's/^tensorflow-cpu==/tensorflow[and-cuda]==/' images/train/requirements.in | $(LOCK) --python-version 3.11 \
+		-c images/train/requirements.txt - -o images/train/requirements-gpu.txt
+	@$(LOCK) --python-version 3.10 --override $(RAPIDS) \
+		$$(sed -nE 's/^([a-z0-9-]+).*/--no-emit-package \1/p' $(RAPIDS)) \
+		images/preprocess/requirements.in -o images/preprocess/requirements-gpu.txt
+	@$(LOCK) --python-version 3.10 images/build.in -o images/build.txt
 
 # The first of these tools that works here. BUILD_FLAGS takes what a machine needs beside: a package index that wants a
 # login is --build-arg PIP_INDEX_URL=https://... --secret id=netrc,src=$HOME/.netrc, a pinned base image

@@ -40,10 +40,8 @@ def take_steps(folder: Path, parallel: bool, steps: int) -> None:
         # Ids go one way; rows come one way and their gradients, which this does not see, the other.
         ways = 2 if tensor.dtype.is_floating else 1
         away = tf.reduce_sum(counts) - counts[distributed.rank()]
-        numbers = tf.cast(away, tf.int64) * (
-            tf.size(tensor, tf.int64) // max(1, tf.shape(tensor, tf.int64)[0])
-        )
-        sent.assign_add(4 * ways * numbers)
+        width = tensor.shape[1] if len(tensor.shape) == 2 else 1
+        sent.assign_add(4 * ways * width * tf.cast(away, tf.int64))
         return exchange(tensor, counts)
 
     distributed.alltoall = counted

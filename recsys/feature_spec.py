@@ -158,6 +158,8 @@ class FeatureSpec:
         It is the same in a store as beside the spec. An object that no ``dataset_store`` lists counts by its
         URI.
         """
+        from recsys import storage  # and requests, which only this needs
+
         content = self.as_dict()
         content["metadata"].pop(SECTION, None)
         named: dict[str, str] = {}
@@ -170,8 +172,7 @@ class FeatureSpec:
             if published := self.files.sha256(file):
                 sha.update(bytes.fromhex(published))
             elif path := self.files.local(file):
-                with open(path, "rb") as stream:
-                    sha.update(hashlib.file_digest(stream, "sha256").digest())
+                sha.update(bytes.fromhex(storage.digest(path, "sha256")))
         return sha.hexdigest()
 
     @functools.cached_property

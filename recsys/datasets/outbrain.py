@@ -50,8 +50,8 @@ def fetch(name: str, source: str, options: Options, seed: int, folder: Path, dow
     """Puts the seven files into ``folder`` as ``NAME.csv``.
 
     Args:
-        source: a folder (of an object store with a slash at the end) or a zip or tar archive of the files, which may be
-            compressed one by one; empty for Kaggle.
+        source: a folder (of an object store with a slash at the end) or a zip or tar archive of the files,
+            which may be compressed one by one; empty for Kaggle.
         seed: not used.
         folder: where the files go.
         downloads: where downloads live until the step has succeeded.

@@ -62,7 +62,7 @@ class Image:
 
 
 @pytest.fixture(scope="session")
-def storage() -> None:
+def storage() -> Iterator[None]:
     """Containers' storage under ``.venv``, for buildah here and in ``make``."""
     missing = [tool for tool in TOOLS if not shutil.which(tool)]
     if os.geteuid() or missing:
@@ -71,6 +71,9 @@ def storage() -> None:
     lines = ["[storage]", 'driver = "overlay"', f'graphroot = "{KEPT}/graph"', f'runroot = "{KEPT}/run"', ""]
     (KEPT / "storage.conf").write_text("\n".join(lines))
     os.environ |= {"CONTAINERS_STORAGE_CONF": f"{KEPT}/storage.conf", "BUILDAH_ISOLATION": "chroot"}
+    yield
+    # What buildah mounts there for good would keep `make clean` from removing it.
+    subprocess.run(["umount", KEPT / "graph/overlay"], capture_output=True)
 
 
 @pytest.fixture(scope="session")
@@ -117,18 +120,18 @@ def images(base: str) -> Iterator[dict[str, Image]]:
     words = ["FLAVOUR=cpu", f"TAG={TAG}", "CONTAINER_TOOL=buildah"]
     words += [f"BUILD_FLAGS=--pull-never --secret id=netrc,src={login}"]
     run("make", "-C", tree, "images", *words, env={**os.environ, "AWS_SECRET_ACCESS_KEY": PLANTED})
-    containers, built = [], {}
+    built = {}
     try:
         for name in NAMES:
             reference = f"recsys-{name}:{TAG}"
-            containers.append(run("buildah", "from", "--pull-never", reference).strip())
+            container = run("buildah", "from", "--pull-never", reference).strip()
             config = json.loads(run("buildah", "inspect", "--type", "image", reference))["OCIv1"]["config"]
-            built[name] = Image(reference, config, run("buildah", "mount", containers[-1]).strip())
+            built[name] = Image(reference, config, run("buildah", "mount", container).strip())
         yield built
     finally:
         shutil.rmtree(tree)
-        for container in containers:
-            run("buildah", "rm", container)
+        login.unlink()
+        run("buildah", "rm", "--all")  # also those that a build has left
 
 
 @pytest.fixture(scope="session")

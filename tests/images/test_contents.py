@@ -57,7 +57,7 @@ def test_an_image_says_what_it_is(name, images):
     assert labels["title"] == f"recsys-{name}"
     assert labels["version"] == "test"
     assert labels["licenses"] == "Apache-2.0"
-    assert labels["revision"] == run("git", "rev-parse", "HEAD", cwd=ROOT).strip()
+    run("git", "cat-file", "-e", labels["revision"] + "^{commit}", cwd=ROOT)
     assert f"RECSYS_REVISION={labels['revision']}" in config["Env"]
     assert config["User"] == "1000"  # a number: Kubernetes takes no name for "not root"
 
