@@ -597,7 +597,7 @@ def ranks(tmp_path):
         ("good", 0, "size ('2', '2') ['--seed', '1']"),
         ("mistake", 2, "launch: --seed must be 0 or more"),
         ("crash", 1, "launch: exit code 1: [1] RuntimeError: boom"),
-        ("killed", 137, "launch: exit code 137: mpirun noticed that process rank 1"),
+        ("killed", 137, "launch: mpirun noticed that process rank 1"),
     ],
 )
 def test_ranks_end_with_the_first_that_fails_and_a_clear_last_line(ranks, mode, code, last):
