@@ -64,7 +64,7 @@ def make_root(container: dict[str, Any]) -> Path:
 def let_read(root: Path, path: Path) -> None:
     """Opens a folder of this machine, which may lie where only root may look, to the container's user."""
     inside = root / path.relative_to("/")
-    if path.stat().st_dev != Path("/").stat().st_dev:
+    if path.stat().st_dev != Path("/").stat().st_dev or not inside.exists():  # or below /tmp
         inside.mkdir(parents=True, exist_ok=True)
         run("mount", "--bind", path, inside)
         inside = inside.parent
