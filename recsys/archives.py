@@ -66,5 +66,5 @@ def errors(address: str) -> Iterator[None]:
         yield
     except (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise UserError(f"{address}: damaged ({one_line(error)}); get it again") from None
-    except (RuntimeError, NotImplementedError) as error:  # encrypted; unknown compression
+    except RuntimeError as error:  # encrypted, or compressed in a way that Python does not know
         raise UserError(f"{address}: cannot be unpacked: {one_line(error)}") from None
